@@ -1,0 +1,5 @@
+"""`python -m modelfs`."""
+
+from modelfs.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Bounded memory for what a worker has verified."""

@@ -1,0 +1,7 @@
+"""Commands about mounts."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    pass

@@ -1,0 +1,56 @@
+"""How commands talk: answers to stdout (text or JSON), notes and progress to stderr, errors as one sentence."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import typer
+
+from modelfs.errors import ModelfsError
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def note(text: str) -> None:
+    """A remark for a person, on stderr."""
+    sys.stderr.write(f"modelfs: {text}\n")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters escaped: a name in a sealed model must not drive a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def fail(error: ModelfsError) -> NoReturn:
+    """Print one sentence on stderr and exit with the error's code."""
+    note(printable(str(error)))
+    raise typer.Exit(error.exit_code)
+
+
+def format_size(size: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes, rate and time left on a terminal; nothing otherwise. Yields the function that advances it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.update(task, advance=count)

@@ -1,0 +1,57 @@
+"""Command-line values: sizes, dates, paths of this host. Each refuses what it does not understand in one sentence."""
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modelfs.errors import ConfigError
+from modelfs.format.fields import check_model_name
+from modelfs.format.geometry import is_block_size
+from modelfs.format.limits import MAX_RELEASE
+
+_SIZE = re.compile(r"([0-9]{1,10})\s*(?:([KM])(?:i?B)?|B)?", re.IGNORECASE)
+
+
+def parse_block_size(text: str) -> int:
+    """`128K`, `256KiB`, `1M` or plain bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    value = int(match[1]) * {"": 1, "K": 1024, "M": 1024 * 1024}[(match[2] or "").upper()] if match else 0
+    if not is_block_size(value):
+        raise ConfigError(f"{text!r} is not a block size: use a power of two from 4K to 4M, for example 128K")
+    return value
+
+
+def parse_expiry(text: str, now: datetime) -> datetime:
+    """An ISO 8601 date (midnight UTC) or time (UTC unless it says otherwise), in the future."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a date: use YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment <= now:
+        raise ConfigError(f"the expiry date {text} has passed already: name a later one")
+    return moment
+
+
+def parse_model(name: str) -> str:
+    """A model name."""
+    try:
+        return check_model_name(name)
+    except ValueError as exc:
+        raise ConfigError(f"{name!r} is no model name: {exc}") from None
+
+
+def check_release(release: int) -> int:
+    """A release number."""
+    if not 1 <= release <= MAX_RELEASE:
+        raise ConfigError(f"a release is a number from 1 to {MAX_RELEASE}, not {release}")
+    return release
+
+
+def default_state_dir() -> Path:
+    """/var/lib/modelfs for root, $XDG_STATE_HOME/modelfs for others."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/modelfs")
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "modelfs"

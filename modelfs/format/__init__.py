@@ -1,0 +1,1 @@
+"""The bytes of a sealed model, docs/FORMAT.md: sizes, names, parsing, serialising. No I/O, no cryptography."""

@@ -1,0 +1,23 @@
+"""Records of the seal journal (docs/FORMAT.md section 7). Parsing only; sealing them is crypto's, writing them seal's."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelfs.format.canonical import StrictModel
+from modelfs.format.fields import FileSize, HexDigest
+from modelfs.format.index import Path
+
+Identity = tuple[int, int, int, int, int]
+"""Device, inode, size, mtime and ctime (ns) of a source file: equal means unchanged."""
+
+
+class JournalRecord(StrictModel):
+    """One finished blob: on disk, fsynced, from a source that did not change."""
+
+    digest: HexDigest
+    key: HexDigest = Field(repr=False)
+    path: Path
+    root: HexDigest
+    size: FileSize
+    source: Annotated[list[int], Field(min_length=5, max_length=5)]

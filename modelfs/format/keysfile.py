@@ -1,0 +1,64 @@
+"""`keys/<commitment>.json`: the DEK of a release, wrapped once per recipient (docs/FORMAT.md section 5)."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from modelfs.format import canonical
+from modelfs.format.fields import Base64, decode_base64, encode_base64
+from modelfs.format.limits import FORMAT, MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_WRAPPED_SIZE
+
+
+class Recipient(canonical.StrictModel):
+    """Who can unwrap a DEK. `wrapped` is opaque to everybody but the key provider of `scheme`."""
+
+    key_ref: str
+    label: str
+    scheme: str = Field(pattern=r"^[a-z0-9]{1,16}\z")
+    wrapped: Base64
+
+    @field_validator("key_ref", "label")
+    @classmethod
+    def _short(cls, text: str) -> str:
+        if len(text.encode("utf-8", "surrogatepass")) > 1024:
+            raise ValueError("more than 1,024 bytes")
+        return text
+
+    @field_validator("wrapped")
+    @classmethod
+    def _bounded(cls, text: str) -> str:
+        if len(decode_base64(text)) > MAX_WRAPPED_SIZE:
+            raise ValueError(f"more than {MAX_WRAPPED_SIZE} bytes")
+        return text
+
+    @property
+    def wrapped_key(self) -> bytes:
+        """The wrapped key as bytes."""
+        return decode_base64(self.wrapped)
+
+
+class KeysFile(canonical.StrictModel):
+    """All recipients of one DEK."""
+
+    format: Literal["modelfs/1/keys"]
+    recipients: list[Recipient] = Field(min_length=1, max_length=MAX_RECIPIENTS)
+
+
+def recipient(scheme: str, key_ref: str, label: str, wrapped_key: bytes) -> Recipient:
+    """A recipient entry from raw bytes."""
+    return Recipient(key_ref=key_ref, label=label, scheme=scheme, wrapped=encode_base64(wrapped_key))
+
+
+def keys_file(recipients: list[Recipient]) -> KeysFile:
+    """A keys file of this format version."""
+    return KeysFile(format="modelfs/1/keys", recipients=recipients)
+
+
+def parse_keys(data: bytes, what: str = "the keys file") -> KeysFile:
+    """Parse a keys file; errors as `canonical.parse`."""
+    return canonical.parse(KeysFile, data, MAX_KEYS_SIZE, what)
+
+
+def wrapping_context(model: str, key_id: str) -> bytes:
+    """What a key service binds a wrapped key to: format, model name, key id (hex)."""
+    return canonical.serialize_value([FORMAT, model, key_id])

@@ -1,0 +1,1 @@
+"""Reading a sealed model: one blob with its key, one without, the index."""

@@ -1,0 +1,131 @@
+"""The read path: plaintext of one blob, every block checked against the signed digest and then its tag.
+
+One pread for each block into a private reused buffer, digest, decryption into the reply. Nothing
+ authenticates a shared mapping of the store,
+which could change between the check and the use. There is no option to turn either check off.
+"""
+
+import os
+
+from modelfs.cache.lru import LruMap
+from modelfs.crypto.aead import BlobCipher
+from modelfs.crypto.digests import leaf_hash, tree_root
+from modelfs.errors import BlockAuthError
+from modelfs.format.geometry import TAG_SIZE, Geometry
+from modelfs.format.manifest import BlobEntry, DigestName
+from modelfs.reader.tree import DigestTree, LeafPages
+from modelfs.store.local import Store, pread_exact
+
+PlainBlocks = LruMap[tuple[str, int], bytes]
+"""Verified plaintext of blocks that were read in part, by (blob id, block): small sequential reads decrypt a block once."""
+
+
+class ReadBuffers:
+    """Memory that one reader reuses for every request, and the caches that all its blobs share."""
+
+    def __init__(self, block_size: int) -> None:
+        """Memory: one block of ciphertext, 64 pages of leaves (8 MiB), 8 blocks of plaintext."""
+        self.ciphertext = memoryview(bytearray(block_size + TAG_SIZE))
+        self.pages: LeafPages = LruMap(64)
+        self.blocks: PlainBlocks = LruMap(8)
+
+
+class BlobReader:
+    """One open blob. Not thread-safe: the buffers are reused."""
+
+    def __init__(self, store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, key: bytes, buffers: ReadBuffers) -> None:
+        """Open a blob.
+
+        Args:
+            store: Where the blob lies.
+            blob: The signed entry.
+            shape: Its sizes.
+            digest: The release's digest.
+            key: The blob key, 32 bytes.
+            buffers: Shared by all blobs of one thread.
+
+        Raises:
+            BlockAuthError: The digest tree is not the signed one.
+            StoreError: The blob or its digests cannot be read.
+        """
+        self._shape = shape
+        self._id = blob.id
+        self._tree = DigestTree(store, blob, shape, digest, buffers.pages)
+        self._cipher = BlobCipher(key, blob.id, shape)
+        self._buffers = buffers
+        self._fd = store.open_file(f"blobs/{blob.id}")
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Fill `out` with plaintext from `offset`.
+
+        Returns:
+            Bytes written, less than `len(out)` only at the end of the file.
+
+        Raises:
+            BlockAuthError: A block is not what was signed; `out` holds no byte of it, and names its number.
+            StoreError: The store failed.
+        """
+        done = 0
+        for index, skip, length in self._shape.spans(offset, len(out)):
+            part = out[done : done + length]
+            if length == self._shape.block_length(index):
+                self._read_block(index, part)
+            else:
+                part[:] = self._block(index)[skip : skip + length]
+            done += length
+        return done
+
+    def _block(self, index: int) -> bytes:
+        cached = self._buffers.blocks.find((self._id, index))
+        if cached is None:
+            plaintext = memoryview(bytearray(self._shape.block_length(index)))
+            self._read_block(index, plaintext)
+            cached = bytes(plaintext)  # owned bytes: a view of a reused buffer must never be cached
+            self._buffers.blocks.put((self._id, index), cached)
+        return cached
+
+    def _read_block(self, index: int, out: memoryview) -> None:
+        block = self._buffers.ciphertext[: len(out) + TAG_SIZE]
+        try:
+            if not pread_exact(self._fd, block, self._shape.block_offset(index)):
+                raise BlockAuthError("the blob is truncated")
+            self._tree.verify_block(index, block)
+            self._cipher.decrypt_block(index, block, out)
+        except BlockAuthError as exc:
+            raise BlockAuthError(f"block {index}: {exc}") from None
+
+
+def decrypt_whole(ciphertext: bytes, blob: BlobEntry, shape: Geometry, digest: DigestName, key: bytes) -> bytearray:
+    """Verify and decrypt a whole small blob (an index) that lies in memory.
+
+    Raises:
+        BlockAuthError: It is not the signed blob, or the key is another.
+    """
+    verify_whole(ciphertext, blob, shape, digest)
+    cipher = BlobCipher(key, blob.id, shape)
+    plaintext = bytearray(shape.size)
+    out, data = memoryview(plaintext), memoryview(ciphertext)
+    for index in range(shape.block_count):
+        start, length = shape.block_offset(index), shape.block_length(index)
+        begin = index * shape.block_size
+        cipher.decrypt_block(index, data[start : start + length + TAG_SIZE], out[begin : begin + length])
+    return plaintext
+
+
+def verify_whole(ciphertext: bytes, blob: BlobEntry, shape: Geometry, digest: DigestName) -> None:
+    """Check a whole blob in memory against its signed root; needs no key and no digests file.
+
+    Raises:
+        BlockAuthError: Another size, or another content.
+    """
+    if len(ciphertext) != shape.ciphertext_size:
+        raise BlockAuthError(f"blob {blob.id} is {len(ciphertext)} bytes instead of {shape.ciphertext_size}: fetch it again")
+    data = memoryview(ciphertext)
+    step = shape.block_size + TAG_SIZE
+    root = tree_root(digest, (leaf_hash(digest, data[i * step : (i + 1) * step]) for i in range(shape.block_count)))
+    if root.hex() != blob.root:
+        raise BlockAuthError(f"blob {blob.id} has the root {root.hex()} instead of the signed {blob.root}: fetch it again")

@@ -1,0 +1,145 @@
+"""Everything that can be checked of a sealed model without any key: sizes and every block's digest, every fault found."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+
+from modelfs.crypto.digests import leaf_hash, page_hash, page_hashes, root_hash
+from modelfs.errors import BlobNotFoundError, FormatError, StoreError
+from modelfs.format.geometry import DIGEST_SIZE, LEAVES_PER_PAGE, TAG_SIZE, Geometry
+from modelfs.format.manifest import BlobEntry, DigestName, Manifest
+from modelfs.store.local import Store, pread_exact
+from modelfs.trust.release import read_keys
+
+Progress = Callable[[int], None]
+"""Called with bytes done since the last call, from any thread."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is not as signed."""
+
+    blob: str
+    """Blob id, or the name of a file such as `keys/<commitment>.json`."""
+    block: int | None
+    """Block number, or None when the fault is not one block's."""
+    what: str
+    expected: str
+    found: str
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def verify_store(store: Store, manifest: Manifest, progress: Progress = lambda _: None) -> list[Fault]:
+    """Check every blob of a verified manifest, on every core.
+
+    Returns:
+        All faults, in the order of the manifest's blobs; empty when the sealed model is whole.
+
+    Raises:
+        StoreError: The store as a whole cannot be read.
+    """
+    faults = _verify_keys(store, manifest)
+    local = threading.local()
+
+    def verify(blob: BlobEntry) -> list[Fault]:
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(manifest.block_size + TAG_SIZE))
+        return verify_blob(store, blob, manifest.geometry(blob), manifest.digest, local.buffer, progress)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = {pool.submit(verify, blob): position for position, blob in enumerate(manifest.blobs)}
+        found = {futures[future]: future.result() for future in as_completed(futures)}
+    return faults + [fault for position in sorted(found) for fault in found[position]]
+
+
+def _verify_keys(store: Store, manifest: Manifest) -> list[Fault]:
+    name = f"keys/{manifest.key_commitment}.json"
+    try:
+        read_keys(store, manifest)
+    except BlobNotFoundError:
+        return [Fault(name, None, "keys file", "present", "missing")]
+    except (StoreError, FormatError) as exc:
+        return [Fault(name, None, "keys file", "well-formed", str(exc))]
+    return []
+
+
+def verify_blob(
+    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, buffer: memoryview, progress: Progress = lambda _: None
+) -> list[Fault]:
+    """Check one blob and its digests file; the blob's own blocks decide, so damage is told apart from damaged digests.
+
+    Args:
+        buffer: At least block_size + TAG_SIZE bytes, overwritten.
+        progress: Told of ciphertext bytes.
+    """
+    name = f"blobs/{blob.id}"
+    found_size = store.file_size(name)
+    if found_size != shape.ciphertext_size:
+        found = "missing" if found_size is None else f"{found_size} bytes"
+        return [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", found)]
+    try:
+        fd = store.open_file(name)
+        with open(fd, "rb", buffering=0):
+            leaves = b"".join(_leaves(fd, shape, digest, buffer, progress))
+    except StoreError as exc:
+        return [Fault(blob.id, None, "blob", "readable", str(exc))]
+    if len(leaves) != DIGEST_SIZE * shape.block_count:
+        return [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", "truncated while it was read")]
+    return list(_compare(store, blob, shape, digest, leaves))
+
+
+def _leaves(fd: int, shape: Geometry, digest: DigestName, buffer: memoryview, progress: Progress) -> Iterator[bytes]:
+    for index in range(shape.block_count):
+        block = buffer[: shape.block_length(index) + TAG_SIZE]
+        if not pread_exact(fd, block, shape.block_offset(index)):
+            return
+        yield leaf_hash(digest, block)
+        progress(len(block))
+
+
+def _compare(store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, leaves: bytes) -> Iterator[Fault]:
+    """Faults of a blob whose blocks have the digests `leaves`."""
+    pages = page_hashes(digest, leaves)
+    root = root_hash(digest, pages).hex()
+    if shape.block_count == 1:
+        if root != blob.root:
+            yield Fault(blob.id, 0, "block", blob.root, root)
+        return
+    stored = _stored_digests(store, blob, shape)
+    if root == blob.root:
+        if stored != pages + leaves:
+            found = "missing" if stored is None else "altered"
+            yield Fault(blob.id, None, "digests file", "the digests of the blob's blocks, which are good", found)
+        return
+    if stored is None or root_hash(digest, stored[: len(pages)]).hex() != blob.root:
+        yield Fault(blob.id, None, "blob and digests file: which blocks are bad cannot be told", blob.root, root)
+        return
+    for page in range(shape.page_count):
+        expected_page = stored[page * DIGEST_SIZE : (page + 1) * DIGEST_SIZE]
+        if pages[page * DIGEST_SIZE : (page + 1) * DIGEST_SIZE] == expected_page:
+            continue
+        first = page * LEAVES_PER_PAGE
+        expected = stored[shape.page_offset(page) :][: shape.page_leaves(page) * DIGEST_SIZE]
+        if page_hash(digest, expected) != expected_page:
+            last = first + shape.page_leaves(page) - 1
+            what = f"blocks {first} to {last} and their digests: which are bad cannot be told"
+            yield Fault(blob.id, None, what, expected_page.hex(), pages[page * DIGEST_SIZE :][:DIGEST_SIZE].hex())
+            continue
+        for slot in range(shape.page_leaves(page)):
+            want = expected[slot * DIGEST_SIZE : (slot + 1) * DIGEST_SIZE]
+            have = leaves[(first + slot) * DIGEST_SIZE :][:DIGEST_SIZE]
+            if want != have:
+                yield Fault(blob.id, first + slot, "block", want.hex(), have.hex())
+
+
+def _stored_digests(store: Store, blob: BlobEntry, shape: Geometry) -> bytes | None:
+    try:
+        data = store.read_file(f"blobs/{blob.id}.digests", shape.digests_size)
+    except (StoreError, FormatError):
+        return None
+    return data if len(data) == shape.digests_size else None

@@ -1,0 +1,172 @@
+"""pending/: what an unfinished seal has decided and finished (docs/FORMAT.md section 7).
+
+A storage writer can read and replace these files. So the plan is signed by the publisher's own key,
+the DEK must agree with the plan's commitment,
+and each journal line authenticates under a key derived from that DEK: what was planted is deleted, never used.
+"""
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass, field
+
+from modelfs.crypto.aead import decrypt_record, encrypt_record
+from modelfs.crypto.kdf import journal_key
+from modelfs.crypto.signing import Signer, sign_payload, trust_signer, verify_envelope
+from modelfs.errors import FormatError, KeyAccessError, StoreError, VerificationError
+from modelfs.format import canonical
+from modelfs.format.envelope import parse_envelope, serialize_envelope
+from modelfs.format.fields import ID_SIZE, decode_base64, encode_base64
+from modelfs.format.journal import JournalRecord
+from modelfs.format.keysfile import KeysFile, parse_keys
+from modelfs.format.limits import KIB, MAX_KEYS_SIZE, MAX_PLAN_SIZE, MIB
+from modelfs.format.manifest import PLAN_TYPE, BlobEntry, Plan, parse_plan
+from modelfs.keys.interface import KeyProvider, unwrap_dek
+from modelfs.seal.encrypt import Entropy, FinishedBlob
+from modelfs.store.local import Store, store_error
+
+PLAN = "pending/plan.json"
+KEYS = "pending/keys.json"
+MAX_JOURNAL_SIZE = 2048 * MIB
+MAX_LINE_SIZE = 16 * KIB
+
+_JOURNAL_NAME = re.compile(r"journal-([0-9a-f]{32})")
+_LINE = re.compile(rb"([0-9a-f]{32}) ([A-Za-z0-9+/]+={0,2})\n")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An unfinished seal: its plan, its DEK, the blobs it has finished by path."""
+
+    plan: Plan
+    dek: bytes = field(repr=False)
+    keys: KeysFile
+    records: dict[str, tuple[str, JournalRecord]]
+    """Path to (blob id, record)."""
+
+
+def journal_ids(store: Store) -> list[str]:
+    """Ids of the journals that are there."""
+    return [match[1] for name in store.names("pending") if (match := _JOURNAL_NAME.fullmatch(name))]
+
+
+def pending_blob_ids(store: Store) -> set[str]:
+    """Ids that journal lines name, read without any key: what gc must leave alone."""
+    found: set[str] = set()
+    for journal_id in journal_ids(store):
+        data = store.read_file(f"pending/journal-{journal_id}", MAX_JOURNAL_SIZE)
+        found.update(match[1].decode() for line in data.splitlines(keepends=True) if (match := _LINE.fullmatch(line)))
+    return found
+
+
+def begin(store: Store, plan: Plan, keys: KeysFile, signer: Signer) -> None:
+    """Record a new plan, durably, before the first blob is made."""
+    store.make_directories("pending")
+    store.write_file(KEYS, canonical.serialize(keys))
+    envelope = sign_payload(canonical.serialize(plan), PLAN_TYPE, signer)
+    store.write_file(PLAN, serialize_envelope(envelope))
+
+
+def read_plan(store: Store, signer: Signer) -> Plan | None:
+    """The plan of an unfinished seal, if `signer` itself has signed it; None for anything else."""
+    try:
+        record = parse_envelope(store.read_file(PLAN, MAX_PLAN_SIZE), PLAN_TYPE, MAX_PLAN_SIZE, PLAN)
+        payload, _ = verify_envelope(record, trust_signer(signer), PLAN)
+        return parse_plan(payload)
+    except (StoreError, FormatError, VerificationError):
+        return None
+
+
+def resume(store: Store, plan: Plan, provider: KeyProvider) -> Pending | None:
+    """The pending work of a verified plan, or None if its keys cannot be opened by `provider`."""
+    try:
+        keys = parse_keys(store.read_file(KEYS, MAX_KEYS_SIZE), KEYS)
+        dek = unwrap_dek(provider, keys, plan)
+    except (StoreError, FormatError, KeyAccessError):
+        return None
+    records: dict[str, tuple[str, JournalRecord]] = {}
+    for journal_id in journal_ids(store):
+        for blob_id, entry in _read_journal(store, journal_id, dek):
+            records[entry.path] = (blob_id, entry)
+    return Pending(plan, dek, keys, records)
+
+
+def _read_journal(store: Store, journal_id: str, dek: bytes) -> list[tuple[str, JournalRecord]]:
+    key = journal_key(dek, journal_id)
+    found: list[tuple[str, JournalRecord]] = []
+    data = store.read_file(f"pending/journal-{journal_id}", MAX_JOURNAL_SIZE)
+    for number, line in enumerate(data.splitlines(keepends=True)):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            break
+        blob_id = match[1].decode()
+        try:
+            sealed = decode_base64(match[2].decode())
+            plaintext = decrypt_record(key, number.to_bytes(12, "big"), bytes.fromhex(blob_id), sealed)
+            if plaintext is None:
+                break
+            found.append((blob_id, canonical.parse(JournalRecord, plaintext, MAX_LINE_SIZE, "a journal record")))
+        except (ValueError, FormatError):
+            break
+    return found
+
+
+class JournalWriter:
+    """One new journal file; a context manager. One thread."""
+
+    def __init__(self, store: Store, dek: bytes, entropy: Entropy) -> None:
+        """Make the file, with an id and so a key of its own."""
+        journal_id = entropy(ID_SIZE).hex()
+        self._key = journal_key(dek, journal_id)
+        self._count = 0
+        self._store = store
+        try:
+            self._fd = store.create_pending(f"journal-{journal_id}")
+            store.sync_directory("pending")
+        except OSError as exc:
+            raise store_error(f"write in {store.root}", exc) from exc
+
+    def __enter__(self) -> "JournalWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def append(self, blobs: list[FinishedBlob]) -> None:
+        """Record blobs that are fsynced, with their directory; fsync the journal."""
+        lines = bytearray()
+        for blob in blobs:
+            record = JournalRecord(
+                digest=blob.digest,
+                key=blob.key.hex(),
+                path=blob.source.path,
+                root=blob.entry.root,
+                size=blob.entry.size,
+                source=list(blob.source.identity),
+            )
+            nonce = self._count.to_bytes(12, "big")
+            self._count += 1
+            sealed = encrypt_record(self._key, nonce, bytes.fromhex(blob.entry.id), canonical.serialize(record))
+            lines += b"%b %b\n" % (blob.entry.id.encode(), encode_base64(sealed).encode())
+        try:
+            done = 0
+            while done < len(lines):
+                done += os.write(self._fd, memoryview(lines)[done:])
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise store_error(f"write the journal in {self._store.root}", exc) from exc
+
+
+def discard(store: Store) -> None:
+    """Remove all pending work, the lock apart: plan last, so that a crash leaves it recognisable."""
+    for name in store.names("pending"):
+        if name not in ("lock", "plan.json"):
+            store.remove(f"pending/{name}")
+    store.remove(PLAN)
+    with contextlib.suppress(OSError):
+        store.sync_directory("pending")
+
+
+def as_blob(blob_id: str, record: JournalRecord) -> BlobEntry:
+    """The manifest's entry of a finished blob."""
+    return BlobEntry(id=blob_id, root=record.root, size=record.size)

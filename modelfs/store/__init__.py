@@ -1,0 +1,1 @@
+"""Where a sealed model lies: a local directory (disk, NFS, anything mounted). Bytes only; nothing here trusts them."""

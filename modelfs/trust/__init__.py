@@ -1,0 +1,1 @@
+"""What must hold before anything of a sealed model is believed: signature, name, expiry, no rollback."""
