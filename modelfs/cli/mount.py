@@ -1,7 +1,210 @@
-"""Commands about mounts."""
+"""Commands about mounts: mount, status, unmount."""
+
+import contextlib
+import json as json_module
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+import modelfs.errors
+from modelfs.cli.output import print_json, printable
+from modelfs.cli.values import check_release, default_state_dir, parse_model, parse_octal, parse_workers
+from modelfs.control.socket import canonical_mountpoint, request, runtime_dir, socket_path
+from modelfs.crypto.signing import load_trusted_keys
+from modelfs.errors import ConfigError, ModelfsError, MountError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory, or where a model is mounted.")]
+
+MAX_REPORT_SIZE = 65536
+
 
 def register(app: typer.Typer) -> None:
-    pass
+    """Add the commands of this module."""
+    app.command(
+        epilog="Example: modelfs mount /srv/sealed/llama /models/llama --model llama --kek file:/etc/modelfs/kek --trust release.pem.pub"
+    )(mount)
+    app.command(epilog="Examples: modelfs status | modelfs status /models/llama --json")(status)
+    app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
+
+
+def mount(
+    sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
+    mountpoint: Mountpoint,
+    model: Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")],
+    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK of this host, for example file:PATH.")],
+    trust: Annotated[list[Path], typer.Option("--trust", metavar="PUB", help="A publisher's public key; may be repeated.")] = [],  # noqa: B006
+    threshold: Annotated[int, typer.Option("--threshold", help="How many distinct trusted keys must have signed.")] = 1,
+    minimum_release: Annotated[int, typer.Option("--minimum-release", help="Refuse releases below this one.")] = 1,
+    workers: Annotated[str, typer.Option("--workers", metavar="N|auto", help="Worker processes; auto is one for each core.")] = "auto",
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, as owner and mode allow.")] = False,
+    uid: Annotated[int | None, typer.Option("--uid", help="Owner of everything shown. [default: who mounts]")] = None,
+    gid: Annotated[int | None, typer.Option("--gid", help="Group of everything shown. [default: who mounts]")] = None,
+    mode: Annotated[str, typer.Option("--mode", metavar="OCTAL", help="Mode of files, for example 0440. [default: as sealed]")] = "",
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C unmounts.")] = False,
+    state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
+    log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
+    json: Json = False,
+) -> None:
+    """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
+    try:
+        from modelfs.mount.start import MountRequest, run_mount
+        from modelfs.mount.view import Appearance
+    except ImportError as exc:
+        raise MountError(f"mounting needs pyfuse3 and libfuse3 ({exc}): install fuse3 and modelfs[mount]") from None
+
+    name, state = parse_model(model), state_dir or default_state_dir()
+    order = MountRequest(
+        sealed=sealed.absolute(),
+        mountpoint=mountpoint.absolute(),
+        model=name,
+        kek=_absolute_kek(kek),
+        trusted=load_trusted_keys(trust, threshold),
+        minimum_release=check_release(minimum_release),
+        workers=parse_workers(workers),
+        allow_other=allow_other,
+        appearance=Appearance(
+            os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid, parse_octal(mode) if mode else None
+        ),
+        state_dir=state.absolute(),
+    )
+
+    def announce(facts: dict[str, Any]) -> None:
+        if json:
+            print_json(facts)
+        else:
+            typer.echo(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}")
+        sys.stdout.flush()
+
+    if foreground:
+        _log_to(log)
+        print_proof(run_mount(order, announce), json)
+        return
+    path = (log or state / f"{name}.log").absolute()
+    _daemonise(lambda ready: run_mount(order, ready), announce, path)
+
+
+def _absolute_kek(uri: str) -> str:
+    scheme, colon, reference = uri.partition(":")
+    return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri
+
+
+def _log_to(path: Path | None) -> None:
+    if path is not None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise ConfigError(f"cannot write the log {path}: {os.strerror(exc.errno or 0)}; name another with --log") from exc
+        os.dup2(fd, 2)
+        os.close(fd)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s modelfs[%(process)d] %(levelname)s %(message)s"))
+    handler.addFilter(_escape)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    """One record is one line, whatever a sealed model calls its files."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path) -> None:
+    """Run in a child of its own session; return when it is ready, raise its error when it is not."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        os._exit(_daemon(run, writing, log))
+    os.close(writing)
+    report = b""
+    while part := os.read(reading, MAX_REPORT_SIZE):
+        report += part
+    try:
+        answer = json_module.loads(report)
+    except ValueError:
+        raise MountError(f"the mount's control process died while starting: see {log}") from None
+    if "ready" in answer:
+        announce(answer["ready"])
+        return
+    kind = getattr(modelfs.errors, str(answer.get("error")), MountError)
+    raise kind(answer.get("message"))
+
+
+def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: int, log: Path) -> int:
+    reported = False
+
+    def report(answer: dict[str, Any]) -> None:
+        nonlocal reported
+        reported = True
+        with contextlib.suppress(OSError):
+            os.write(writing, json_module.dumps(answer).encode()[:MAX_REPORT_SIZE])
+        os.close(writing)
+
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        _log_to(log)
+        os.chdir("/")
+        run(lambda facts: report({"ready": facts}))
+    except ModelfsError as exc:
+        if not reported:
+            report({"error": type(exc).__name__, "message": str(exc)})
+        logging.getLogger(__name__).error("%s", exc)
+        return exc.exit_code
+    except BaseException:
+        logging.getLogger(__name__).exception("a bug ended the mount")
+        return 1
+    return 0
+
+
+def status(
+    mountpoint: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]", help="One mount only.")] = None, json: Json = False
+) -> None:
+    """Show this user's mounts, or one: model, release, state, process ids."""
+    if mountpoint is not None:
+        answers = [request(socket_path(canonical_mountpoint(mountpoint)), {"do": "status"}, 5)]
+    else:
+        answers = []
+        for path in sorted(runtime_dir().glob("*.sock")) if runtime_dir().is_dir() else []:
+            with contextlib.suppress(MountError):
+                answers.append(request(path, {"do": "status"}, 5))
+    if json:
+        print_json(answers[0] if mountpoint is not None else answers)
+        return
+    for answer in answers:
+        typer.echo(
+            f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']} for {answer['uptime_s']:.0f} s, "
+            f"control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
+            f"({answer['worker_deaths']} replaced)"
+        )
+    if not answers:
+        typer.echo("no modelfs mount of this user")
+
+
+def unmount(mountpoint: Mountpoint, json: Json = False) -> None:
+    """End access at once, open files and mappings included, and print the proof."""
+    path = socket_path(canonical_mountpoint(mountpoint))
+    answer = request(path, {"do": "unmount"}, 60, wait_for_end=True)
+    print_proof(answer["proof"], json)
+
+
+def print_proof(proof: dict[str, Any], json: bool) -> None:
+    """What an unmount did; MountError if something may be left."""
+    if json:
+        print_json(proof)
+    else:
+        steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
+        resident = "not counted (needs root and Linux 6.5)" if proof["resident_bytes"] is None else f"{proof['resident_bytes']} bytes"
+        typer.echo(f"unmounted {proof['mountpoint']} ({proof['model']} release {proof['release']}, {proof['reason']})")
+        typer.echo(f"steps, ms from the start: {steps}")
+        typer.echo(f"plaintext left in the page cache: {resident}")
+    if not proof["evicted"] or not proof["detached"] or proof["resident_bytes"]:
+        raise MountError("the unmount was forced: something may be left; see the proof, end the readers or restart the host")

@@ -55,3 +55,19 @@ def default_state_dir() -> Path:
         return Path("/var/lib/modelfs")
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(home) / "modelfs"
+
+
+def parse_workers(text: str) -> int:
+    """A number of workers, or `auto`: one for each core, at most 16."""
+    if text == "auto":
+        return min(16, os.cpu_count() or 1)
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise ConfigError(f"{text!r} is no number of workers: use 1 to 256, or auto")
+    return int(text)
+
+
+def parse_octal(text: str) -> int:
+    """Permission bits in octal."""
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ConfigError(f"{text!r} is no mode: use three octal digits, for example 440")
+    return int(text, 8)

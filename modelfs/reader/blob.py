@@ -1,8 +1,7 @@
 """The read path: plaintext of one blob, every block checked against the signed digest and then its tag.
 
-One pread for each block into a private reused buffer, digest, decryption into the reply. Nothing
- authenticates a shared mapping of the store,
-which could change between the check and the use. There is no option to turn either check off.
+One pread for each block into a private reused buffer, digest, decryption into the reply. Nothing authenticates a
+shared mapping of the store, which could change between the check and the use. There is no option to turn either check off.
 """
 
 import os

@@ -1,0 +1,59 @@
+"""The key page: where the prover leaves the DEK and keyed workers find it. Shared, locked, not dumped; zeroed when the fence falls.
+
+Control never reads it. memfd_secret(2) where the kernel has it, so that not even another process of root reads it through /proc.
+"""
+
+import ctypes
+import mmap
+import os
+
+from modelfs.control.process import libc
+
+_SYS_MEMFD_SECRET = 447
+_MADV_DONTDUMP = 16
+_KEY_SIZE = 32
+
+
+class KeyPage:
+    """Handle on the shared page; inherited over fork."""
+
+    def __init__(self) -> None:
+        """Make an empty page."""
+        self._page = _secret_page() or _locked_page()
+
+    def write(self, dek: bytes) -> None:
+        """Leave a DEK (32 bytes)."""
+        if len(dek) != _KEY_SIZE:
+            raise ValueError("a DEK is 32 bytes")
+        self._page[:_KEY_SIZE] = dek
+
+    def read(self) -> bytes:
+        """The DEK, or 32 zero bytes. Only in a process that will end: Python cannot wipe this copy."""
+        return self._page[:_KEY_SIZE]
+
+    def wipe(self) -> None:
+        """Overwrite the key, for every process at once."""
+        self._page[:_KEY_SIZE] = bytes(_KEY_SIZE)
+
+
+def _secret_page() -> mmap.mmap | None:
+    fd = libc.syscall(_SYS_MEMFD_SECRET, 0)
+    if fd < 0:
+        return None
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        page = mmap.mmap(fd, mmap.PAGESIZE)
+        page[0] = 0  # fault it in now: the kernel may refuse to lock more memory
+        return page
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _locked_page() -> mmap.mmap:
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    libc.mlock(ctypes.c_void_p(address), mmap.PAGESIZE)
+    page.madvise(_MADV_DONTDUMP)
+    return page

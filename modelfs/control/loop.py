@@ -1,0 +1,128 @@
+"""The control loop: signals, the control socket, the warden's channel. No key, no model data, no path below the mountpoint."""
+
+import json
+import logging
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from modelfs.control.fence import Fence, State
+from modelfs.control.socket import Answer, serve
+
+PROOF_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MountFacts:
+    """What `status` says of a mount and never changes."""
+
+    mountpoint: str
+    sealed: str
+    model: str
+    release: int
+    control: int
+    warden: int
+
+
+class ControlLoop:
+    """One mount's control process, from ready to gone."""
+
+    def __init__(self, facts: MountFacts, fence: Fence, channel: socket.socket) -> None:
+        """Take a mount that serves.
+
+        Args:
+            facts: For `status`.
+            fence: Shared with every process of the mount.
+            channel: SOCK_SEQPACKET to the warden.
+        """
+        self._facts = facts
+        self._fence = fence
+        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._since = time.time()
+        self._workers: list[int] = []
+        self._deaths = 0
+        self._reason: str | None = None
+        self._ended = trio.Event()
+        self._clients = 0
+        self.proof: dict[str, Any] | None = None
+        """The warden's proof; None if the warden died before it could give one."""
+
+    async def run(self, server: socket.socket) -> None:
+        """Serve until the warden has given its proof or is gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive_signals)
+            nursery.start_soon(serve, server, self._handle)
+            nursery.start_soon(self._receive_from_warden)
+            await self._ended.wait()
+            with trio.move_on_after(1):  # let waiting clients have their answer
+                while self._clients:
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+    @property
+    def reason(self) -> str:
+        """Why the mount ended, as far as control knows."""
+        return self._reason or (str(self.proof["reason"]) if self.proof else "the warden died")
+
+    async def _receive_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                await self._end(signal.Signals(number).name)
+
+    async def _receive_from_warden(self) -> None:
+        while True:
+            try:
+                data = await self._channel.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                self._ended.set()
+                return
+            message = json.loads(data)
+            if "workers" in message:
+                self._workers, self._deaths = message["workers"], message["deaths"]
+            if "proof" in message:
+                self.proof = message["proof"]
+                if self._reason:
+                    self.proof["reason"] = self._reason
+
+    async def _end(self, reason: str) -> None:
+        """Fence at once, then have the warden take the mount down."""
+        if self._reason is None:
+            self._reason = reason
+            self._fence.close(State.REVOKED)
+            try:
+                await self._channel.send(json.dumps({"do": "unmount", "reason": reason}).encode())
+            except OSError:
+                logger.warning("the warden does not listen any more")
+
+    async def _handle(self, request: Answer) -> Answer:
+        self._clients += 1
+        try:
+            match request.get("do"):
+                case "status":
+                    return self._status()
+                case "unmount":
+                    await self._end("unmount")
+                    with trio.move_on_after(PROOF_SECONDS):
+                        await self._ended.wait()
+                    return {"proof": self.proof} if self.proof else {"error": "the warden died while unmounting: see the log"}
+            return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status or unmount"}
+        finally:
+            # Counted down only after the answer is on its way: `serve` sends it without another await in between.
+            self._clients -= 1
+
+    def _status(self) -> Answer:
+        return {
+            **vars(self._facts),
+            "state": self._fence.state.name.lower(),
+            "workers": self._workers,
+            "worker_deaths": self._deaths,
+            "uptime_s": round(time.time() - self._since, 3),
+        }

@@ -1,0 +1,191 @@
+"""From a sealed model to a mount that answers, in the order that DESIGN.md demands, and to its end. Runs in the control process.
+
+verify manifest -> rollback check -> pin -> prove -> mount -> warden -> probe -> remember release -> announce -> control loop
+"""
+
+import gc
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from modelfs.control.fence import Fence
+from modelfs.control.keypage import KeyPage
+from modelfs.control.loop import ControlLoop, MountFacts
+from modelfs.control.pins import Pinned, Rows, pin
+from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
+from modelfs.control.prover import prove
+from modelfs.control.socket import canonical_mountpoint, listen, socket_path
+from modelfs.crypto.signing import TrustedKeys
+from modelfs.errors import ConfigError, MountError, MountLostError
+from modelfs.format.canonical import serialize
+from modelfs.mount.mountinfo import top_mount
+from modelfs.mount.session import MountOptions, Session, open_session
+from modelfs.mount.teardown import tear_down
+from modelfs.mount.view import Appearance
+from modelfs.mount.warden import Warden
+from modelfs.mount.worker import MountShare
+from modelfs.reader.index import fetch_index
+from modelfs.store.local import Store
+from modelfs.trust.host_state import HostState
+from modelfs.trust.release import VerifiedRelease, check_minimum, read_keys, read_release
+
+PROVE_SECONDS = 60.0
+PROBE_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MountRequest:
+    """What an operator asks for."""
+
+    sealed: Path
+    mountpoint: Path
+    model: str
+    kek: str
+    trusted: TrustedKeys
+    minimum_release: int
+    workers: int
+    allow_other: bool
+    appearance: Appearance
+    state_dir: Path
+
+
+def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Mount, serve, and return when the mount is gone.
+
+    Args:
+        request: See `MountRequest`.
+        ready: Called once, with `status`-like facts, when the mount answers reads.
+
+    Returns:
+        The proof of the unmount.
+
+    Raises:
+        ModelfsError: The mount could not be made; nothing is left of it.
+        MountLostError: A process of the mount died; it was taken down in order.
+    """
+    harden()
+    mountpoint = canonical_mountpoint(request.mountpoint)
+    sealed = Path(os.path.realpath(request.sealed))
+    _check_mountpoint(mountpoint, sealed)
+    with Store(sealed) as store:
+        release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
+        check_minimum(release.manifest, request.minimum_release)
+        state = HostState(request.state_dir)
+        state.check(release)
+        pinned = _pin(store, release)
+    fence, key_page, rows = Fence(), KeyPage(), Rows()
+    prove(request.kek, pinned, key_page, rows, PROVE_SECONDS)
+    server = listen(mountpoint)
+    try:
+        session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
+        share = MountShare(session, fence, key_page, pinned, rows, sealed, request.appearance)
+        fence.open_epoch()
+        return _serve(share, request.workers, server, lambda: state.record(release), ready)
+    finally:
+        socket_path(mountpoint).unlink(missing_ok=True)
+        server.close()
+
+
+def _check_mountpoint(mountpoint: str, sealed: Path) -> None:
+    top = top_mount(os.fsencode(mountpoint))
+    if top is not None and top.fs_type == "fuse.modelfs":
+        raise MountError(f"a modelfs mount is at {mountpoint} already: `modelfs unmount {mountpoint}` first (umount -l if it is dead)")
+    if mountpoint == str(sealed) or mountpoint.startswith(f"{sealed}{os.sep}"):
+        raise ConfigError(f"the mountpoint {mountpoint} lies in the sealed model: choose another directory")
+    try:
+        if not stat.S_ISDIR(os.lstat(mountpoint).st_mode):
+            raise ConfigError(f"the mountpoint {mountpoint} is not a directory: make one")
+        if os.listdir(mountpoint):
+            raise ConfigError(f"the mountpoint {mountpoint} is not empty: choose an empty directory")
+    except OSError as exc:
+        raise ConfigError(f"cannot use the mountpoint {mountpoint}: {os.strerror(exc.errno or 0)}") from exc
+
+
+def _pin(store: Store, release: VerifiedRelease) -> Pinned:
+    manifest = release.manifest
+    index_fd = pin("modelfs-index", fetch_index(store, manifest))
+    keys_fd = pin("modelfs-keys", serialize(read_keys(store, manifest)))
+    return Pinned(manifest, index_fd, keys_fd)
+
+
+def _serve(
+    share: MountShare,
+    workers: int,
+    server: socket.socket,
+    record: Callable[[], None],
+    ready: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    warden = _start_warden(share, theirs, workers)
+    theirs.close()
+    manifest = share.pinned.manifest
+    facts = MountFacts(share.session.mountpoint, str(share.sealed), manifest.model, manifest.release, os.getpid(), warden)
+    loop = ControlLoop(facts, share.fence, ours)
+    try:
+        _probe(share.session)
+        record()
+        ready(vars(facts))
+        trio.run(loop.run, server)
+    finally:
+        ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
+        ended = wait_child(warden, 15.0)
+        if ended is None:
+            kill_child(warden)
+            wait_child(warden, 1.0)
+    if loop.proof is None:
+        proof = tear_down(share, [], "the warden died")
+        logger.error("proof: %s", proof.as_json())
+        raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
+    return loop.proof
+
+
+def _start_warden(share: MountShare, channel: socket.socket, workers: int) -> int:
+    gc.collect()
+    gc.freeze()  # forks share the heap: the collector must not touch, and so copy, every page of it
+
+    def main() -> int:
+        os.setsid()  # a terminal's Ctrl-C is control's to answer
+        close_others(share.descriptors | {channel.fileno()})
+        proof = Warden(share, channel, workers).run()
+        if proof.reason == "control died":
+            socket_path(share.session.mountpoint).unlink(missing_ok=True)
+            return MountLostError.exit_code
+        return 0
+
+    return fork_child(main)
+
+
+def _probe(session: Session) -> None:
+    """Have a child list the mount and read a byte: the mount answers, or it is not announced.
+
+    Control itself never resolves a path at its own mountpoint: who would answer, if a worker hung?
+    """
+
+    def main() -> int:
+        with os.scandir(session.mountpoint) as entries:
+            files = [entry.path for entry in entries if entry.is_file()]
+        for path in files[:1]:
+            with open(path, "rb", buffering=0) as file:
+                try:
+                    file.read(1)
+                except OSError as exc:
+                    logger.warning("the first read of %s failed: %s", path, exc)  # one bad block is no reason not to mount
+        return 0
+
+    pid = fork_child(partial(main))
+    code = wait_child(pid, PROBE_SECONDS)
+    if code is None:
+        kill_child(pid)
+    if code != 0:
+        raise MountError(f"the mount at {session.mountpoint} did not answer within {PROBE_SECONDS:g} s: see the log")

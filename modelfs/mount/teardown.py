@@ -1,0 +1,158 @@
+"""The unmount sequence, which is the revocation: always the same steps in the same order, each timed, with a proof at the end.
+
+fence -> keyless workers answer -> SIGKILL keyed workers -> resend -> evict -> check residency -> abort -> detach
+
+It runs in the warden, or in control when the warden is gone. It touches neither store nor network; what may block runs in a
+child with a deadline.
+"""
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from modelfs.control.fence import State
+from modelfs.control.process import die_with_parent, fork_child, kill_child, wait_child
+from modelfs.mount.session import cached_pages, evict_inodes, open_inode
+from modelfs.mount.worker import MountShare, Worker, start_worker
+
+KEYLESS_WORKERS = 2
+EVICT_SECONDS = 10.0
+CHECK_SECONDS = 5.0
+RESEND_SECONDS = 0.02
+"""A worker that is being killed may still take a request: resend until the eviction is through."""
+
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Proof:
+    """What an unmount did and found."""
+
+    reason: str
+    model: str
+    release: int
+    mountpoint: str
+    steps_ms: dict[str, float] = field(default_factory=dict)
+    """Milliseconds from the start to the end of each step, in order."""
+    resident_bytes: int | None = None
+    """Plaintext bytes left in the page cache; None if they could not be counted."""
+    evicted: bool = False
+    """Whether eviction ended within its deadline."""
+    detached: bool = False
+    workers_left: list[int] = field(default_factory=list)
+    """Killed workers that the kernel has not let go of, because the store below hangs; they run no code any more."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is left that could be read."""
+        return self.evicted and self.detached and not self.resident_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def tear_down(share: MountShare, keyed: list[Worker], reason: str) -> Proof:
+    """End all access through the mount.
+
+    Args:
+        share: The mount. Its fence may have fallen already.
+        keyed: Workers that this process started; empty when it is not the warden.
+        reason: For the proof.
+    """
+    start = time.monotonic()
+    session = share.session
+    manifest = share.pinned.manifest
+    proof = Proof(reason, manifest.model, manifest.release, session.mountpoint)
+
+    def done(step: str) -> None:
+        proof.steps_ms[step] = round((time.monotonic() - start) * 1000, 3)
+
+    share.fence.close(State.REVOKED)
+    share.key_page.wipe()
+    done("fence")
+    keyless: list[Worker] = []
+    for _ in range(KEYLESS_WORKERS):
+        with contextlib.suppress(OSError):  # the connection is gone already: nobody can read, only evicting is left
+            keyless.append(start_worker(share, keyed=False))
+    done("keyless")
+    for worker in keyed:
+        kill_child(worker.pid)
+    done("kill")
+    session.resend()
+    done("resend")
+    proof.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS, share)
+    done("evict")
+    proof.resident_bytes = _count_resident(share)
+    done("check")
+    session.abort()
+    done("abort")
+    proof.detached = session.detach()
+    done("detach")
+    for worker in keyless:
+        kill_child(worker.pid)
+    proof.workers_left = [worker.pid for worker in [*keyless, *keyed] if wait_child(worker.pid, 1.0) is None]
+    for worker in [*keyless, *keyed]:
+        worker.forget()
+    done("end")
+    return proof
+
+
+def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> bool:
+    """Run what may block in a child; whether it ended well in time. Meanwhile keep handing on what killed workers hold."""
+    parent = os.getpid()
+
+    def main() -> int:
+        die_with_parent(parent)
+        action()
+        return 0
+
+    pid = fork_child(main)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        code = wait_child(pid, RESEND_SECONDS)
+        if code is not None:
+            return code == 0
+        share.session.resend()
+    kill_child(pid)
+    wait_child(pid, 0.2)
+    return False
+
+
+def _count_resident(share: MountShare) -> int | None:
+    """Plaintext bytes in the page cache, counted in a child through descriptors that are found by inode, not by name."""
+    reading, writing = os.pipe()
+
+    def count() -> None:
+        share.fence.checker_pid = os.getpid()
+        root = os.open(share.session.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pages = 0
+        for inode in range(1, len(share.rows) + 1):
+            row = share.rows.row(inode)
+            fd = open_inode(root, inode) if row and row[0] else None
+            if fd is None:
+                continue
+            found = cached_pages(fd)
+            os.close(fd)
+            if found is None:
+                return
+            pages += found
+        os.write(writing, str(pages * _PAGE_SIZE).encode())
+
+    try:
+        if os.geteuid() != 0 or not share.session.is_on_top() or not _run(count, CHECK_SECONDS, share):
+            return None
+        os.set_blocking(reading, False)
+        poll = select.poll()
+        poll.register(reading, select.POLLIN)
+        return int(os.read(reading, 32)) if poll.poll(0) else None
+    except (OSError, ValueError):
+        return None
+    finally:
+        share.fence.checker_pid = 0
+        os.close(reading)
+        os.close(writing)

@@ -1,0 +1,123 @@
+"""The warden: tiny, synchronous, no network, no store. It outlives control.
+
+Holds the FUSE session and a dup of every worker's clone, forks and replaces workers, watches control and the mount table, and
+takes the mount down in order.
+"""
+
+import json
+import logging
+import os
+import select
+import socket
+import time
+from typing import Any
+
+from modelfs.control.fence import State
+from modelfs.mount.mountinfo import MOUNTINFO, is_attached
+from modelfs.mount.teardown import Proof, tear_down
+from modelfs.mount.worker import MountShare, Worker, start_worker
+
+RESPAWN_BURST = 20
+"""Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
+RESPAWN_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Warden:
+    """One mount's warden. `run` returns when the mount is gone."""
+
+    def __init__(self, share: MountShare, channel: socket.socket, workers: int) -> None:
+        """Take over a mounted, initialised session.
+
+        Args:
+            share: The mount, with its key page filled and its fence open.
+            channel: SOCK_SEQPACKET to control: one JSON object a packet.
+            workers: How many keyed workers to keep.
+        """
+        self._share = share
+        self._channel = channel
+        self._wanted = workers
+        self._workers: list[Worker] = []
+        self._deaths = 0
+        self._credit = float(RESPAWN_BURST)
+        self._credited_at = time.monotonic()
+
+    def run(self) -> Proof:
+        """Serve until told to unmount, until control is gone, or until the mount is detached."""
+        self._fill()
+        self._tell_workers()
+        with open(MOUNTINFO, "rb") as mountinfo:
+            reason = self._watch(mountinfo.fileno())
+        logger.info("taking %s down: %s", self._share.session.mountpoint, reason)
+        proof = tear_down(self._share, self._workers, reason)
+        logger.info("proof: %s", json.dumps(proof.as_json()))
+        self._tell({"proof": proof.as_json()})
+        return proof
+
+    def _watch(self, mountinfo: int) -> str:
+        """Until something ends the mount; the reason."""
+        session, fence = self._share.session, self._share.fence
+        while True:
+            poll = select.poll()
+            poll.register(self._channel, select.POLLIN)
+            poll.register(mountinfo, select.POLLPRI | select.POLLERR)
+            for worker in self._workers:
+                poll.register(worker.pidfd, select.POLLIN)
+            ready = dict(poll.poll(self._poll_timeout_ms()))
+            if fence.state is State.REVOKED:
+                return "revoked"
+            if self._channel.fileno() in ready:
+                message = self._receive()
+                if message is None:
+                    return "control died"
+                if message.get("do") == "unmount":
+                    return str(message.get("reason", "unmount"))
+            if mountinfo in ready and not is_attached(session.device, session.mountpoint_bytes):
+                return "the mount was detached"
+            dead = [worker for worker in self._workers if worker.pidfd in ready]
+            if dead or len(self._workers) < self._wanted:
+                self._replace(dead)
+
+    def _poll_timeout_ms(self) -> int | None:
+        return int(RESPAWN_SECONDS * 1000) if len(self._workers) < self._wanted else None
+
+    def _replace(self, dead: list[Worker]) -> None:
+        for worker in dead:
+            code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+            self._workers.remove(worker)
+            self._deaths += 1
+            logger.warning("worker %d ended (%s): replacing it", worker.pid, f"signal {-code}" if code < 0 else f"exit {code}")
+        self._fill()
+        # First somebody who answers, then what the dead left unanswered, then their queues go.
+        if dead:
+            self._share.session.resend()
+        for worker in dead:
+            worker.forget()
+        self._tell_workers()
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self._credit = min(RESPAWN_BURST, self._credit + (now - self._credited_at) / RESPAWN_SECONDS)
+        self._credited_at = now
+        while len(self._workers) < self._wanted:
+            if self._credit < 1:
+                return
+            self._credit -= 1
+            self._workers.append(start_worker(self._share, keyed=True))
+
+    def _tell_workers(self) -> None:
+        self._tell({"workers": [worker.pid for worker in self._workers], "deaths": self._deaths})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(json.dumps(message).encode())
+        except OSError:
+            logger.warning("control does not listen any more")
+
+    def _receive(self) -> dict[str, Any] | None:
+        try:
+            data = self._channel.recv(4096)
+        except OSError:
+            return None
+        return dict(json.loads(data)) if data else None

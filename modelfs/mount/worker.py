@@ -1,0 +1,88 @@
+"""Worker processes: forks of the warden that answer FUSE requests, with the keys or without. No network, no state of their own."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from modelfs.control.fence import Fence
+from modelfs.control.keypage import KeyPage
+from modelfs.control.pins import Pinned, Rows
+from modelfs.control.process import close_others, die_with_parent, fork_child
+from modelfs.crypto.kdf import commitment_agrees
+from modelfs.mount.operations import KeyedAnswers, KeylessAnswers
+from modelfs.mount.session import Session
+from modelfs.mount.view import Appearance, View
+from modelfs.reader.index import open_index
+from modelfs.store.local import Store
+
+
+@dataclass(frozen=True)
+class MountShare:
+    """What every process of a mount inherits."""
+
+    session: Session
+    fence: Fence
+    key_page: KeyPage
+    pinned: Pinned
+    rows: Rows
+    sealed: Path
+    """Canonical path of the store."""
+    appearance: Appearance
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What a forked process of the mount keeps open, besides its standard streams and what is its own."""
+        return {self.session.fd, self.pinned.index_fd, self.pinned.keys_fd, self.rows.fd}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A running worker as its parent knows it."""
+
+    pid: int
+    pidfd: int
+    clone: int
+    """A dup of its descriptor: while it is open, what the worker leaves unanswered is not lost."""
+
+    def forget(self) -> None:
+        """Close what the parent holds, once the worker is reaped or given up."""
+        os.close(self.pidfd)
+        os.close(self.clone)
+
+
+def start_worker(share: MountShare, keyed: bool) -> Worker:
+    """Fork a worker that answers on a clone of its own.
+
+    Args:
+        share: What the mount's processes have in common.
+        keyed: With keys, for the current epoch; or answering errors only.
+    """
+    clone = share.session.clone()
+    parent, epoch = os.getpid(), share.fence.epoch
+
+    def main() -> int:
+        die_with_parent(parent)
+        close_others(share.descriptors | {clone})
+        share.session.adopt(clone)
+        if keyed:
+            _serve_plaintext(share, epoch)
+        else:
+            share.session.operations.serve_keyless(KeylessAnswers(share.fence, share.rows))
+        trio.run(pyfuse3.main, 1, 1)
+        return 0
+
+    pid = fork_child(main)
+    return Worker(pid, os.pidfd_open(pid), clone)
+
+
+def _serve_plaintext(share: MountShare, epoch: int) -> None:
+    dek = share.key_page.read()
+    manifest = share.pinned.manifest
+    if not share.fence.allows(epoch) or not commitment_agrees(dek, manifest.key_commitment):
+        os._exit(0)  # fenced between fork and here
+    index = open_index(share.pinned.index_ciphertext(), manifest, dek)
+    view = View(Store(share.sealed), manifest, index, share.appearance)
+    share.session.operations.serve_keyed(KeyedAnswers(view, share.fence, epoch))
