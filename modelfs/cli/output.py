@@ -13,7 +13,7 @@ from modelfs.errors import ModelfsError
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def note(text: str) -> None:

@@ -2,7 +2,8 @@
 
 A page of memory shared by all processes of a mount. A keyed worker serves only while the state is SERVING, the epoch is
 the one it was started in and the deadline (CLOCK_BOOTTIME, so a suspended host's lease runs out) has not passed; it looks
-after it received a request and again right before it replies. Whoever holds the page can fence; nobody can take a fence back without a new epoch.
+after it received a request and again right before it replies. Whoever holds the page can fence; nobody can take a fence
+back without a new epoch.
 """
 
 import errno

@@ -1,7 +1,9 @@
 """The control loop: signals, the control socket, the warden's channel. No key, no model data, no path below the mountpoint."""
 
+import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import time
@@ -14,6 +16,8 @@ from modelfs.control.fence import Fence, State
 from modelfs.control.socket import Answer, serve
 
 PROOF_SECONDS = 30.0
+ACKNOWLEDGE_SECONDS = 1.0
+"""A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class ControlLoop:
         self._workers: list[int] = []
         self._deaths = 0
         self._reason: str | None = None
+        self._ending = trio.Event()
         self._ended = trio.Event()
         self._clients = 0
         self.proof: dict[str, Any] | None = None
@@ -79,14 +84,19 @@ class ControlLoop:
         while True:
             try:
                 data = await self._channel.recv(65536)
+            except ConnectionResetError:
+                continue  # it ended without reading our last word; what it said itself is still to be read
             except OSError:
                 data = b""
             if not data:
+                self._ending.set()
                 self._ended.set()
                 return
             message = json.loads(data)
             if "workers" in message:
                 self._workers, self._deaths = message["workers"], message["deaths"]
+            if "ending" in message:
+                self._ending.set()
             if "proof" in message:
                 self.proof = message["proof"]
                 if self._reason:
@@ -101,6 +111,12 @@ class ControlLoop:
                 await self._channel.send(json.dumps({"do": "unmount", "reason": reason}).encode())
             except OSError:
                 logger.warning("the warden does not listen any more")
+            with trio.move_on_after(ACKNOWLEDGE_SECONDS) as waiting:
+                await self._ending.wait()
+            if waiting.cancelled_caught:
+                logger.error("the warden does not begin the unmount: ending it")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._facts.warden, signal.SIGKILL)
 
     async def _handle(self, request: Answer) -> Answer:
         self._clients += 1

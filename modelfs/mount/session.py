@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -218,8 +219,16 @@ def cached_pages(fd: int) -> int | None:
 def open_inode(root_fd: int, inode: int) -> int | None:
     """A descriptor of an inode that the kernel still knows, found by file handle, not by name; None if it knows none.
 
-    Needs CAP_DAC_READ_SEARCH. FUSE's handle is (inode >> 32, inode, generation), type FILEID_INO64_GEN.
+    Needs CAP_DAC_READ_SEARCH and a real descriptor of the mount (O_PATH will not do). FUSE's handle is (inode >> 32, inode,
+    generation), type FILEID_INO64_GEN.
+
+    Raises:
+        OSError: The kernel knows the inode and does not let it be opened.
     """
     handle = struct.pack("<IiIII", 12, 0x81, inode >> 32, inode & 0xFFFFFFFF, 0)
     fd = libc.open_by_handle_at(root_fd, handle, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    return fd if fd >= 0 else None
+    if fd >= 0:
+        return int(fd)
+    if ctypes.get_errno() in (errno.ESTALE, errno.ENOENT):
+        return None
+    raise OSError(ctypes.get_errno(), "open_by_handle_at")

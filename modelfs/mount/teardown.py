@@ -129,7 +129,9 @@ def _count_resident(share: MountShare) -> int | None:
 
     def count() -> None:
         share.fence.checker_pid = os.getpid()
-        root = os.open(share.session.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(share.session.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if open_inode(root, 1) is None:
+            return  # the root is always known: this kernel does not find inodes so, and 0 would be a guess
         pages = 0
         for inode in range(1, len(share.rows) + 1):
             row = share.rows.row(inode)

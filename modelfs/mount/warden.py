@@ -50,6 +50,7 @@ class Warden:
         with open(MOUNTINFO, "rb") as mountinfo:
             reason = self._watch(mountinfo.fileno())
         logger.info("taking %s down: %s", self._share.session.mountpoint, reason)
+        self._tell({"ending": reason})
         proof = tear_down(self._share, self._workers, reason)
         logger.info("proof: %s", json.dumps(proof.as_json()))
         self._tell({"proof": proof.as_json()})

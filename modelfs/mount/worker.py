@@ -1,5 +1,6 @@
 """Worker processes: forks of the warden that answer FUSE requests, with the keys or without. No network, no state of their own."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def start_worker(share: MountShare, keyed: bool) -> Worker:
             _serve_plaintext(share, epoch)
         else:
             share.session.operations.serve_keyless(KeylessAnswers(share.fence, share.rows))
+        # After a resend somebody else has answered: "no such request" is no error then, and pyfuse3 logs it as one.
+        logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)
         trio.run(pyfuse3.main, 1, 1)
         return 0
 

@@ -1,0 +1,96 @@
+"""A reader that compares what a mount gives with the plaintext, as a process of its own.
+
+reader.py loop MODE FILE PLAIN   reads at random until stdin closes; MODE is buffered, direct or mmap
+reader.py hold FILE              opens and maps FILE, reads all of it, waits for stdin to close, then says what is left
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def say(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def told_to_stop() -> bool:
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def cached_pages(fd: int) -> int:
+    """cachestat(2) on our own descriptor, or mincore(2) where there is none."""
+    extent, result = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if libc.syscall(451, fd, extent, result, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cachestat")
+    return int(result[0])
+
+
+def loop(mode: str, path: str, plain_path: str) -> None:
+    with open(plain_path, "rb") as file:
+        plain = file.read()
+    flags = os.O_RDONLY | (os.O_DIRECT if mode == "direct" else 0)
+    fd = os.open(path, flags)
+    buffer = mmap.mmap(-1, 1 << 20)
+    mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED) if mode == "mmap" else None
+    if mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+    reads = wrong = 0
+    errors: list[str] = []
+    say(ready=True)
+    while not told_to_stop():
+        for _ in range(20):
+            length = random.randrange(1, 1 << 18)
+            offset = random.randrange(0, max(1, len(plain) - length))
+            if mode == "direct":
+                offset, length = offset & ~4095, (length + 4095) & ~4095
+            try:
+                if mapping:
+                    got = mapping[offset : offset + min(length, 65536)]
+                elif mode == "direct":
+                    count = os.preadv(fd, [memoryview(buffer)[:length]], offset)
+                    got = buffer[:count]
+                else:
+                    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+                    got = os.pread(fd, length, offset)
+                wrong += got != plain[offset : offset + len(got)] or not got
+            except OSError as exc:
+                errors.append(errno.errorcode.get(exc.errno or 0, str(exc)))
+            reads += 1
+        if mapping:  # drop what is mapped, so that the next touch faults again
+            mapping.madvise(mmap.MADV_DONTNEED)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    say(reads=reads, wrong=wrong, errors=errors)
+
+
+def hold(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+    sum(mapping[at] for at in range(0, size, 4096))
+    say(ready=True, resident=cached_pages(fd) * 4096, size=size)
+    sys.stdin.read()
+    try:
+        os.pread(fd, 4096, 0)
+        read = "ok"
+    except OSError as exc:
+        read = errno.errorcode[exc.errno or 0]
+    resident = cached_pages(fd) * 4096
+    pid = os.fork()
+    if pid == 0:
+        mapping[0]
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    touch = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "ok"
+    say(read=read, resident=resident, touch=touch)
+
+
+if __name__ == "__main__":
+    {"loop": loop, "hold": hold}[sys.argv[1]](*sys.argv[2:])
