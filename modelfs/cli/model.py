@@ -135,7 +135,7 @@ def verify(sealed: Sealed, trust: Trust = [], threshold: Threshold = 1, json: Js
     else:
         for fault in faults:
             where = fault.blob if fault.block is None else f"{fault.blob} block {fault.block}"
-            typer.echo(f"FAULT {where}: {fault.what}: expected {fault.expected}, found {fault.found}")
+            typer.echo(printable(f"FAULT {where}: {fault.what}: expected {fault.expected}, found {fault.found}"))
         if not faults:
             size = format_size(total)
             typer.echo(f"{manifest.model} release {manifest.release} is whole: {len(manifest.blobs)} blobs, {size}, as signed")

@@ -82,7 +82,7 @@ def mount(
         sys.stdout.flush()
 
     if foreground:
-        _log_to(log)
+        _log_to(log, redirect=False)
         print_proof(run_mount(order, announce), json)
         return
     path = (log or state / f"{name}.log").absolute()
@@ -94,16 +94,21 @@ def _absolute_kek(uri: str) -> str:
     return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri
 
 
-def _log_to(path: Path | None) -> None:
+def _log_to(path: Path | None, redirect: bool) -> None:
+    """Send log lines to `path` (None: stderr); `redirect` sends all of descriptor 2 there, for a daemon that has no other."""
+    stream = sys.stderr
     if path is not None:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
             raise ConfigError(f"cannot write the log {path}: {os.strerror(exc.errno or 0)}; name another with --log") from exc
-        os.dup2(fd, 2)
-        os.close(fd)
-    handler = logging.StreamHandler(sys.stderr)
+        if redirect:
+            os.dup2(fd, 2)
+            os.close(fd)
+        else:
+            stream = os.fdopen(fd, "a")
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s modelfs[%(process)d] %(levelname)s %(message)s"))
     handler.addFilter(_escape)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -151,7 +156,7 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        _log_to(log)
+        _log_to(log, redirect=True)
         os.chdir("/")
         run(lambda facts: report({"ready": facts}))
     except ModelfsError as exc:

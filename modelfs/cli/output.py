@@ -17,8 +17,8 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A remark for a person, on stderr."""
-    sys.stderr.write(f"modelfs: {text}\n")
+    """A remark for a person, on one line of stderr."""
+    sys.stderr.write(f"modelfs: {printable(text)}\n")
 
 
 def printable(text: str) -> str:
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
 def fail(error: ModelfsError) -> NoReturn:
     """Print one sentence on stderr and exit with the error's code."""
-    note(printable(str(error)))
+    note(str(error))
     raise typer.Exit(error.exit_code)
 
 

@@ -26,9 +26,9 @@ def parse_expiry(text: str, now: datetime) -> datetime:
     """An ISO 8601 date (midnight UTC) or time (UTC unless it says otherwise), in the future."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise ConfigError(f"{text!r} is not a date: use YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment <= now:
         raise ConfigError(f"the expiry date {text} has passed already: name a later one")
     return moment

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,13 @@ class ControlLoop:
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
 
-    async def run(self, server: socket.socket) -> None:
-        """Serve until the warden has given its proof or is gone."""
+    async def run(self, server: socket.socket, ready: Callable[[], None]) -> None:
+        """Serve until the warden has given its proof or is gone; call `ready` as soon as signals and requests are heard."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive_signals)
+            await nursery.start(self._receive_signals)
             nursery.start_soon(serve, server, self._handle)
             nursery.start_soon(self._receive_from_warden)
+            ready()
             await self._ended.wait()
             with trio.move_on_after(1):  # let waiting clients have their answer
                 while self._clients:
@@ -75,8 +77,9 @@ class ControlLoop:
         """Why the mount ended, as far as control knows."""
         return self._reason or (str(self.proof["reason"]) if self.proof else "the warden died")
 
-    async def _receive_signals(self) -> None:
+    async def _receive_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
             async for number in signals:
                 await self._end(signal.Signals(number).name)
 

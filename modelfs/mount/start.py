@@ -135,8 +135,7 @@ def _serve(
     try:
         _probe(share.session)
         record()
-        ready(vars(facts))
-        trio.run(loop.run, server)
+        trio.run(loop.run, server, partial(ready, vars(facts)))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
         ended = wait_child(warden, 15.0)
@@ -183,7 +182,7 @@ def _probe(session: Session) -> None:
                     logger.warning("the first read of %s failed: %s", path, exc)  # one bad block is no reason not to mount
         return 0
 
-    pid = fork_child(partial(main))
+    pid = fork_child(main)
     code = wait_child(pid, PROBE_SECONDS)
     if code is None:
         kill_child(pid)

@@ -36,13 +36,13 @@ _LINE = re.compile(rb"([0-9a-f]{32}) ([A-Za-z0-9+/]+={0,2})\n")
 
 @dataclass(frozen=True)
 class Pending:
-    """An unfinished seal: its plan, its DEK, the blobs it has finished by path."""
+    """An unfinished seal: its plan, its DEK, the blobs that its runs have finished."""
 
     plan: Plan
     dek: bytes = field(repr=False)
     keys: KeysFile
-    records: dict[str, tuple[str, JournalRecord]]
-    """Path to (blob id, record)."""
+    records: list[tuple[str, JournalRecord]]
+    """(blob id, record) of every journal: a path is there more than once if its source changed between two runs."""
 
 
 def journal_ids(store: Store) -> list[str]:
@@ -84,10 +84,7 @@ def resume(store: Store, plan: Plan, provider: KeyProvider) -> Pending | None:
         dek = unwrap_dek(provider, keys, plan)
     except (StoreError, FormatError, KeyAccessError):
         return None
-    records: dict[str, tuple[str, JournalRecord]] = {}
-    for journal_id in journal_ids(store):
-        for blob_id, entry in _read_journal(store, journal_id, dek):
-            records[entry.path] = (blob_id, entry)
+    records = [record for journal_id in journal_ids(store) for record in _read_journal(store, journal_id, dek)]
     return Pending(plan, dek, keys, records)
 
 

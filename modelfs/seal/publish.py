@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from modelfs.crypto.kdf import index_key, key_commitment
 from modelfs.crypto.signing import Signer, TrustedKeys, sign_payload
-from modelfs.errors import ConfigError, FormatError, LimitExceededError, RollbackError, SourceChangedError
+from modelfs.errors import ConfigError, FormatError, LimitExceededError, RollbackError, SourceChangedError, StoreError
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope
 from modelfs.format.fields import ID_SIZE, KEY_SIZE, format_time
@@ -157,8 +157,8 @@ class _Seal:
             finished, todo = self._take_over(pending)
             with journal.JournalWriter(self._store, pending.dek, self._around.entropy) as writer:
                 finished += self._seal_files(seal, files, todo, earlier, writer)
-            self._publish(seal, pending, finished)
-        journal.discard(self._store)
+            envelope = self._publish(seal, pending, finished)
+        self._tidy(envelope)
         return self._report
 
     def _resume(self, previous: VerifiedRelease | None) -> journal.Pending | None:
@@ -190,23 +190,29 @@ class _Seal:
             release=self._request.release,
         )
         journal.begin(self._store, plan, keys, self._request.signer)
-        return journal.Pending(plan, dek, keys, {})
+        return journal.Pending(plan, dek, keys, [])
 
     def _take_over(self, pending: journal.Pending) -> tuple[list[FinishedBlob], list[SourceFile]]:
         """Split the source into files that an interrupted run finished, unchanged since, and the rest."""
+        whole = {
+            (record.path, tuple(record.source)): (blob_id, record)
+            for blob_id, record in pending.records
+            if self._is_whole(blob_id, record.size)
+        }
         finished: list[FinishedBlob] = []
         todo: list[SourceFile] = []
         taken: set[str] = set()
         for source in self._tree.files:
-            blob_id, record = pending.records.get(source.path, ("", None))
-            if record is None or tuple(record.source) != source.identity or not self._is_whole(blob_id, record.size):
+            found = whole.get((source.path, source.identity))
+            if found is None:
                 todo.append(source)
                 continue
+            blob_id, record = found
             taken.add(blob_id)
             blob = FinishedBlob(source, journal.as_blob(blob_id, record), bytes.fromhex(record.key), record.digest)
             finished.append(blob)
             self._around.progress(source.size)
-        for blob_id, _ in pending.records.values():
+        for blob_id, _ in pending.records:
             if blob_id not in taken:
                 self._store.remove_blob(blob_id)
         self._report.resumed = len(finished)
@@ -270,7 +276,7 @@ class _Seal:
         if failure:
             raise failure
 
-    def _publish(self, seal: SealPass, pending: journal.Pending, finished: list[FinishedBlob]) -> None:
+    def _publish(self, seal: SealPass, pending: journal.Pending, finished: list[FinishedBlob]) -> bytes:
         entries: list[DirEntry | FileEntry | SymlinkEntry] = [
             *self._tree.directories,
             *self._tree.symlinks,
@@ -287,7 +293,15 @@ class _Seal:
         for blob in finished:
             check_unchanged(blob.source)
         store.write_file(MANIFEST, data)
-        store.write_file(f"manifests/{self._request.release}.json", data)
+        return data
+
+    def _tidy(self, envelope: bytes) -> None:
+        """The release is out, so nothing here fails the seal: run again it could only say that the release does not grow."""
+        try:
+            self._store.write_file(f"manifests/{self._request.release}.json", envelope)
+            journal.discard(self._store)
+        except StoreError as exc:
+            self._report.notes.append(f"the release is published, but clearing up is left to the next seal: {exc}")
 
     def _sign(self, pending: journal.Pending, index: BlobEntry, blobs: list[BlobEntry]) -> bytes:
         expires = self._request.expires

@@ -23,6 +23,7 @@ class EarlierBlobs:
     """Blobs of a verified release that a new one may name, each once. Thread-safe."""
 
     manifest: Manifest
+    blobs: dict[str, BlobEntry]
     by_size: dict[int, list[FileEntry]]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -58,7 +59,7 @@ def earlier_blobs(store: Store, release: VerifiedRelease, provider: KeyProvider,
     by_size: dict[int, list[FileEntry]] = {}
     for entry in index.files:
         by_size.setdefault(entry.size, []).append(entry)
-    return EarlierBlobs(manifest, by_size)
+    return EarlierBlobs(manifest, {blob.id: blob for blob in manifest.blobs}, by_size)
 
 
 def reuse_blob(seal: SealPass, earlier: EarlierBlobs, source: SourceFile) -> FinishedBlob | None:
@@ -73,7 +74,7 @@ def reuse_blob(seal: SealPass, earlier: EarlierBlobs, source: SourceFile) -> Fin
     entry = earlier.claim(source.path, source.size, digest)
     if entry is None:
         return None
-    blob: BlobEntry = next(blob for blob in earlier.manifest.blobs if blob.id == entry.blob)
+    blob = earlier.blobs[entry.blob]
     buffer = memoryview(bytearray(seal.block_size + TAG_SIZE))
     if verify_blob(seal.store, blob, earlier.manifest.geometry(blob), seal.digest, buffer):
         return None  # damaged: it is encrypted anew

@@ -74,8 +74,6 @@ def scan_source(source: Path, follow_symlinks: bool) -> SourceTree:
     except OSError as exc:
         where = exc.filename or source
         raise ConfigError(f"cannot read the source {_printable(where)}: {os.strerror(exc.errno or 0)}") from exc
-    if not tree.files:
-        raise ConfigError(f"there is no file in {source}: nothing to seal")
     targets = {link.path: link.target for link in tree.symlinks}
     for path in targets:
         try:
@@ -84,6 +82,8 @@ def scan_source(source: Path, follow_symlinks: bool) -> SourceTree:
             raise ConfigError(
                 f"{path}: {exc}; seal with --follow-symlinks to seal what it points to (a Hugging Face cache needs that)"
             ) from None
+    if not tree.files:  # asked last: a snapshot of a Hugging Face cache is all symlinks, and the flag is what helps there
+        raise ConfigError(f"there is no file in {source}: nothing to seal")
     return tree
 
 

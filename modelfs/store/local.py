@@ -183,11 +183,14 @@ class Store:
             os.close(fd)
 
     def make_directories(self, *names: str) -> None:
-        """Make directories of the model that are missing, and make them durable."""
-        for name in names:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=self._fd)
-        os.fsync(self._fd)
+        """Make directories of the model that are missing, and make them durable; StoreError if that fails."""
+        try:
+            for name in names:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=self._fd)
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise store_error(f"make directories in {self.root}", exc) from exc
 
     def create_blob(self, name: str) -> int:
         """A new file under blobs/ for writing; the caller closes it."""
@@ -200,7 +203,9 @@ class Store:
             return os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o600, dir_fd=directory)
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Replace a small file atomically and durably: temporary file, fsync, rename, fsync of the directory.
+        """Replace a small file atomically and durably: temporary file in pending/, fsync, rename, fsync of the directory.
+
+        What a killed writer leaves behind is in pending/, so nobody takes it for a part of the model and the next seal removes it.
 
         Raises:
             StoreError: The system says no; the old file is whole and the temporary one gone.
@@ -208,26 +213,32 @@ class Store:
         folder, _, base = name.rpartition("/")
         temporary = f".{base}.{os.getpid()}.tmp"
         try:
-            with self._directory(folder) as directory:
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FILE_FLAGS, 0o644, dir_fd=directory)
+            with self._directory("pending") as pending, self._directory(folder) as directory:
+                # Never written through: the name can be guessed, and a link to another file planted there.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=pending)
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o644, dir_fd=pending)
                 try:
                     with os.fdopen(fd, "wb") as file:
                         file.write(data)
                         file.flush()
                         os.fsync(fd)
-                    os.rename(temporary, base, src_dir_fd=directory, dst_dir_fd=directory)
+                    os.rename(temporary, base, src_dir_fd=pending, dst_dir_fd=directory)
                 except BaseException:
                     with contextlib.suppress(OSError):
-                        os.unlink(temporary, dir_fd=directory)
+                        os.unlink(temporary, dir_fd=pending)
                     raise
                 os.fsync(directory)
         except OSError as exc:
             raise store_error(f"write {name} in {self.root}", exc) from exc
 
     def sync_directory(self, name: str) -> None:
-        """Make the names in a directory durable."""
-        with self._directory(name) as directory:
-            os.fsync(directory)
+        """Make the names in a directory durable; StoreError if that fails."""
+        try:
+            with self._directory(name) as directory:
+                os.fsync(directory)
+        except OSError as exc:
+            raise store_error(f"sync {name} in {self.root}", exc) from exc
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""

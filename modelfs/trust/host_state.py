@@ -41,7 +41,9 @@ class HostState:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise ConfigError(f"cannot read the host's memory {path}: {os.strerror(exc.errno or 0)}") from exc
+            raise ConfigError(
+                f"cannot read the host's memory {path}: {os.strerror(exc.errno or 0)}; mend it, or choose another --state-dir"
+            ) from exc
         try:
             seen = canonical.parse(Seen, data, 4 * KIB, str(path))
         except FormatError as exc:

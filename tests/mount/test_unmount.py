@@ -22,9 +22,7 @@ SIZE = 64 << 20
 
 
 @pytest.fixture
-def holder(
-    sealed: SealedBuilder, mount: Callable[..., Mounted], program: Callable[..., Program]
-) -> tuple[Mounted, Program]:
+def holder(sealed: SealedBuilder, mount: Callable[..., Mounted], program: Callable[..., Program]) -> tuple[Mounted, Program]:
     """A mount with two workers, and a process that holds its file open and mapped, all of it resident."""
     model = sealed({"model.bin": random.Random(2).randbytes(SIZE)}, block_size=128 * 1024)
     mounted = mount(model, "--workers", 2)
