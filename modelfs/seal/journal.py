@@ -1,8 +1,8 @@
 """pending/: what an unfinished seal has decided and finished (docs/FORMAT.md section 7).
 
-A storage writer can read and replace these files. So the plan is signed by the publisher's own key,
-the DEK must agree with the plan's commitment,
-and each journal line authenticates under a key derived from that DEK: what was planted is deleted, never used.
+A storage writer can read and replace these files, and an inference host, whose KEK opens the pending DEK, could be his. So the
+plan and every batch of journal lines are signed by the publisher's own key, which no host has: what was planted is never used.
+The lines are encrypted too, because they hold blob keys.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from modelfs.crypto.kdf import journal_key
 from modelfs.crypto.signing import Signer, sign_payload, trust_signer, verify_envelope
 from modelfs.errors import FormatError, KeyAccessError, StoreError, VerificationError
 from modelfs.format import canonical
-from modelfs.format.envelope import parse_envelope, serialize_envelope
+from modelfs.format.envelope import build_envelope, parse_envelope, serialize_envelope
 from modelfs.format.fields import ID_SIZE, decode_base64, encode_base64
 from modelfs.format.journal import JournalRecord
 from modelfs.format.keysfile import KeysFile, parse_keys
@@ -27,11 +27,13 @@ from modelfs.store.local import Store, store_error
 
 PLAN = "pending/plan.json"
 KEYS = "pending/keys.json"
+JOURNAL_TYPE = "application/vnd.modelfs.journal"
 MAX_JOURNAL_SIZE = 2048 * MIB
 MAX_LINE_SIZE = 16 * KIB
 
 _JOURNAL_NAME = re.compile(r"journal-([0-9a-f]{32})")
 _LINE = re.compile(rb"([0-9a-f]{32}) ([A-Za-z0-9+/]+={0,2})\n")
+_SIGNATURE = re.compile(rb"= ([A-Za-z0-9+/]+={0,2})\n")
 
 
 @dataclass(frozen=True)
@@ -77,44 +79,64 @@ def read_plan(store: Store, signer: Signer) -> Plan | None:
         return None
 
 
-def resume(store: Store, plan: Plan, provider: KeyProvider) -> Pending | None:
+def resume(store: Store, plan: Plan, provider: KeyProvider, signer: Signer) -> Pending | None:
     """The pending work of a verified plan, or None if its keys cannot be opened by `provider`."""
     try:
         keys = parse_keys(store.read_file(KEYS, MAX_KEYS_SIZE), KEYS)
         dek = unwrap_dek(provider, keys, plan)
     except (StoreError, FormatError, KeyAccessError):
         return None
-    records = [record for journal_id in journal_ids(store) for record in _read_journal(store, journal_id, dek)]
+    records = [record for journal_id in journal_ids(store) for record in _read_journal(store, journal_id, dek, plan, signer)]
     return Pending(plan, dek, keys, records)
 
 
-def _read_journal(store: Store, journal_id: str, dek: bytes) -> list[tuple[str, JournalRecord]]:
+def _batch_payload(plan: Plan, journal_id: str, first: int, lines: bytes) -> bytes:
+    """What the publisher signs for the lines `first`, `first` + 1, ... of a journal."""
+    return b"%b %b %d\n%b" % (plan.key_commitment.encode(), journal_id.encode(), first, lines)
+
+
+def _read_journal(store: Store, journal_id: str, dek: bytes, plan: Plan, signer: Signer) -> list[tuple[str, JournalRecord]]:
+    """The records of all batches up to the first that is not signed or does not authenticate."""
     key = journal_key(dek, journal_id)
     found: list[tuple[str, JournalRecord]] = []
-    data = store.read_file(f"pending/journal-{journal_id}", MAX_JOURNAL_SIZE)
-    for number, line in enumerate(data.splitlines(keepends=True)):
-        match = _LINE.fullmatch(line)
-        if match is None:
-            break
-        blob_id = match[1].decode()
+    batch: list[bytes] = []
+    for line in store.read_file(f"pending/journal-{journal_id}", MAX_JOURNAL_SIZE).splitlines(keepends=True):
+        signature = _SIGNATURE.fullmatch(line)
+        if signature is None:
+            batch.append(line)
+            continue
+        payload = _batch_payload(plan, journal_id, len(found), b"".join(batch))
         try:
-            sealed = decode_base64(match[2].decode())
-            plaintext = decrypt_record(key, number.to_bytes(12, "big"), bytes.fromhex(blob_id), sealed)
-            if plaintext is None:
-                break
-            found.append((blob_id, canonical.parse(JournalRecord, plaintext, MAX_LINE_SIZE, "a journal record")))
-        except (ValueError, FormatError):
+            envelope = build_envelope(payload, JOURNAL_TYPE, [("", decode_base64(signature[1].decode()))])
+            verify_envelope(envelope, trust_signer(signer), "a journal batch")
+            found += [_open_line(key, number, text) for number, text in enumerate(batch, len(found))]
+        except (ValueError, FormatError, VerificationError):
             break
+        batch = []
     return found
+
+
+def _open_line(key: bytes, number: int, line: bytes) -> tuple[str, JournalRecord]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise FormatError("not a journal line")
+    blob_id = match[1].decode()
+    sealed = decode_base64(match[2].decode())
+    plaintext = decrypt_record(key, number.to_bytes(12, "big"), bytes.fromhex(blob_id), sealed)
+    if plaintext is None:
+        raise FormatError("a journal line does not authenticate")
+    return blob_id, canonical.parse(JournalRecord, plaintext, MAX_LINE_SIZE, "a journal record")
 
 
 class JournalWriter:
     """One new journal file; a context manager. One thread."""
 
-    def __init__(self, store: Store, dek: bytes, entropy: Entropy) -> None:
+    def __init__(self, store: Store, pending: Pending, signer: Signer, entropy: Entropy) -> None:
         """Make the file, with an id and so a key of its own."""
-        journal_id = entropy(ID_SIZE).hex()
-        self._key = journal_key(dek, journal_id)
+        self._id = journal_id = entropy(ID_SIZE).hex()
+        self._key = journal_key(pending.dek, journal_id)
+        self._plan = pending.plan
+        self._signer = signer
         self._count = 0
         self._store = store
         try:
@@ -130,8 +152,10 @@ class JournalWriter:
         os.close(self._fd)
 
     def append(self, blobs: list[FinishedBlob]) -> None:
-        """Record blobs that are fsynced, with their directory; fsync the journal."""
-        lines = bytearray()
+        """Record blobs that are fsynced, with their directory, as one signed batch; fsync the journal."""
+        if not blobs:
+            return
+        lines, first = bytearray(), self._count
         for blob in blobs:
             record = JournalRecord(
                 digest=blob.digest,
@@ -145,6 +169,8 @@ class JournalWriter:
             self._count += 1
             sealed = encrypt_record(self._key, nonce, bytes.fromhex(blob.entry.id), canonical.serialize(record))
             lines += b"%b %b\n" % (blob.entry.id.encode(), encode_base64(sealed).encode())
+        envelope = sign_payload(_batch_payload(self._plan, self._id, first, bytes(lines)), JOURNAL_TYPE, self._signer)
+        lines += b"= %b\n" % envelope.signatures[0].sig.encode()
         try:
             done = 0
             while done < len(lines):

@@ -155,7 +155,7 @@ class _Seal:
                 else:
                     earlier = found
             finished, todo = self._take_over(pending)
-            with journal.JournalWriter(self._store, pending.dek, self._around.entropy) as writer:
+            with journal.JournalWriter(self._store, pending, self._request.signer, self._around.entropy) as writer:
                 finished += self._seal_files(seal, files, todo, earlier, writer)
             envelope = self._publish(seal, pending, finished)
         self._tidy(envelope)
@@ -169,7 +169,7 @@ class _Seal:
         wanted = (request.model, request.release, request.block_size, request.digest)
         pending = None
         if (plan.model, plan.release, plan.block_size, plan.digest) == wanted:
-            pending = journal.resume(self._store, plan, request.provider)
+            pending = journal.resume(self._store, plan, request.provider, request.signer)
         if pending is None:
             self._report.notes.append(f"the unfinished seal of release {plan.release} is not this one: started anew")
         return pending
