@@ -143,7 +143,7 @@ def _serve(
             kill_child(warden)
             wait_child(warden, 1.0)
     if loop.proof is None:
-        proof = tear_down(share, [], "the warden died")
+        proof = tear_down(share, [], [], "the warden died")
         logger.error("proof: %s", proof.as_json())
         raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
     return loop.proof

@@ -56,49 +56,97 @@ class Proof:
         return asdict(self)
 
 
-def tear_down(share: MountShare, keyed: list[Worker], reason: str) -> Proof:
-    """End all access through the mount.
+@dataclass
+class Darkness:
+    """What a darkening did and found; `steps_ms` counts from its start."""
+
+    steps_ms: dict[str, float] = field(default_factory=dict)
+    resident_bytes: int | None = None
+    evicted: bool = False
+    workers_left: list[int] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+class _Watch:
+    """Notes when each step ended, in milliseconds from its making."""
+
+    def __init__(self, steps_ms: dict[str, float]) -> None:
+        self._start = time.monotonic()
+        self._steps_ms = steps_ms
+
+    def done(self, step: str) -> None:
+        self._steps_ms[step] = round((time.monotonic() - self._start) * 1000, 3)
+
+
+def darken(share: MountShare, keyed: list[Worker], state: State) -> tuple[Darkness, list[Worker]]:
+    """Fence, end every process that holds a key, and take the plaintext out of the page cache. The mount stays.
 
     Args:
         share: The mount. Its fence may have fallen already.
-        keyed: Workers that this process started; empty when it is not the warden.
-        reason: For the proof.
+        keyed: Workers that this process started; empty when it is not the warden. They are reaped and forgotten.
+        state: LOCKED or REVOKED.
+
+    Returns:
+        What was done, and the keyless workers that answer from now on.
     """
-    start = time.monotonic()
-    session = share.session
-    manifest = share.pinned.manifest
-    proof = Proof(reason, manifest.model, manifest.release, session.mountpoint)
-
-    def done(step: str) -> None:
-        proof.steps_ms[step] = round((time.monotonic() - start) * 1000, 3)
-
-    share.fence.close(State.REVOKED)
+    dark = Darkness()
+    watch = _Watch(dark.steps_ms)
+    share.fence.close(state)
     share.key_page.wipe()
-    done("fence")
+    watch.done("fence")
     keyless: list[Worker] = []
     for _ in range(KEYLESS_WORKERS):
         with contextlib.suppress(OSError):  # the connection is gone already: nobody can read, only evicting is left
             keyless.append(start_worker(share, keyed=False))
-    done("keyless")
+    watch.done("keyless")
     for worker in keyed:
         kill_child(worker.pid)
-    done("kill")
-    session.resend()
-    done("resend")
-    proof.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS, share)
-    done("evict")
-    proof.resident_bytes = _count_resident(share)
-    done("check")
+    watch.done("kill")
+    share.session.resend()
+    watch.done("resend")
+    dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS, share)
+    watch.done("evict")
+    dark.resident_bytes = _count_resident(share)
+    watch.done("check")
+    dark.workers_left = forget_workers(keyed)
+    return dark, keyless
+
+
+def forget_workers(killed: list[Worker]) -> list[int]:
+    """Reap workers that were killed and close what is held of them; those that the kernel has not let go of."""
+    left = [worker.pid for worker in killed if wait_child(worker.pid, 1.0) is None]
+    for worker in killed:
+        worker.forget()
+    return left
+
+
+def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], reason: str) -> Proof:
+    """End all access through the mount.
+
+    Args:
+        share: The mount. Its fence may have fallen already.
+        keyed: Workers with keys that this process started; empty when it is not the warden.
+        keyless: Workers without keys that this process started, of a mount that is dark already.
+        reason: For the proof.
+    """
+    session, manifest = share.session, share.pinned.manifest
+    proof = Proof(reason, manifest.model, manifest.release, session.mountpoint)
+    watch = _Watch(proof.steps_ms)
+    dark, more = darken(share, keyed, State.REVOKED)
+    keyless = [*keyless, *more]
+    proof.steps_ms.update(dark.steps_ms)
+    proof.evicted, proof.resident_bytes = dark.evicted, dark.resident_bytes
     session.abort()
-    done("abort")
+    watch.done("abort")
     proof.detached = session.detach()
-    done("detach")
+    watch.done("detach")
     for worker in keyless:
         kill_child(worker.pid)
-    proof.workers_left = [worker.pid for worker in [*keyless, *keyed] if wait_child(worker.pid, 1.0) is None]
-    for worker in [*keyless, *keyed]:
-        worker.forget()
-    done("end")
+    proof.workers_left = dark.workers_left + forget_workers(keyless)
+    watch.done("end")
     return proof
 
 

@@ -12,14 +12,17 @@ import socket
 import time
 from typing import Any
 
-from modelfs.control.fence import State
+from modelfs.control.fence import NO_DEADLINE, State
+from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, is_attached
-from modelfs.mount.teardown import Proof, tear_down
+from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
 from modelfs.mount.worker import MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
 """Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
 RESPAWN_SECONDS = 1.0
+DEADLINE_POLL_SECONDS = 0.5
+"""How long a deadline that control has moved may go unnoticed; the workers look at every request."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ class Warden:
         self._channel = channel
         self._wanted = workers
         self._workers: list[Worker] = []
+        self._keyed = True
+        """Whether `_workers` have keys, or answer errors because the mount is locked."""
         self._deaths = 0
         self._credit = float(RESPAWN_BURST)
         self._credited_at = time.monotonic()
@@ -51,7 +56,8 @@ class Warden:
             reason = self._watch(mountinfo.fileno())
         logger.info("taking %s down: %s", self._share.session.mountpoint, reason)
         self._tell({"ending": reason})
-        proof = tear_down(self._share, self._workers, reason)
+        keyed, keyless = (self._workers, []) if self._keyed else ([], self._workers)
+        proof = tear_down(self._share, keyed, keyless, reason)
         logger.info("proof: %s", json.dumps(proof.as_json()))
         self._tell({"proof": proof.as_json()})
         return proof
@@ -72,16 +78,52 @@ class Warden:
                 message = self._receive()
                 if message is None:
                     return "control died"
-                if message.get("do") == "unmount":
-                    return str(message.get("reason", "unmount"))
+                match message.get("do"):
+                    case "unmount":
+                        return str(message.get("reason", "unmount"))
+                    case "light":
+                        self._light()
+                        continue
             if mountinfo in ready and not is_attached(session.device, session.mountpoint_bytes):
                 return "the mount was detached"
+            if self._keyed and not fence.allows(fence.epoch):
+                # Locked by control, or the lease ran out and control, stopped or dead, has not said so.
+                self._darken()
+                continue
             dead = [worker for worker in self._workers if worker.pidfd in ready]
-            if dead or len(self._workers) < self._wanted:
+            if dead or len(self._workers) < self._wanted_now:
                 self._replace(dead)
 
     def _poll_timeout_ms(self) -> int | None:
-        return int(RESPAWN_SECONDS * 1000) if len(self._workers) < self._wanted else None
+        waits = [RESPAWN_SECONDS] if len(self._workers) < self._wanted_now else []
+        if self._keyed and self._share.fence.deadline_ns != NO_DEADLINE:
+            left = (self._share.fence.deadline_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+            waits.append(max(0.0, min(left, DEADLINE_POLL_SECONDS)))
+        return int(min(waits) * 1000) + 1 if waits else None
+
+    @property
+    def _wanted_now(self) -> int:
+        return self._wanted if self._keyed else KEYLESS_WORKERS
+
+    def _darken(self) -> None:
+        """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
+        dark, keyless = darken(self._share, self._workers, State.LOCKED)
+        self._workers, self._keyed = keyless, False
+        logger.warning("dark: %s", json.dumps(dark.as_json()))
+        self._tell({"dark": dark.as_json()})
+        self._tell_workers()
+
+    def _light(self) -> None:
+        """A new epoch is open and its key in the key page: keyed workers take over, unanswered requests go to them."""
+        keyless, self._workers, self._keyed = self._workers, [], True
+        self._credit = float(RESPAWN_BURST)
+        self._fill()
+        for worker in keyless:
+            kill_child(worker.pid)
+        self._share.session.resend()
+        forget_workers(keyless)
+        self._tell({"lit": True})
+        self._tell_workers()
 
     def _replace(self, dead: list[Worker]) -> None:
         for worker in dead:
@@ -101,11 +143,11 @@ class Warden:
         now = time.monotonic()
         self._credit = min(RESPAWN_BURST, self._credit + (now - self._credited_at) / RESPAWN_SECONDS)
         self._credited_at = now
-        while len(self._workers) < self._wanted:
+        while len(self._workers) < self._wanted_now:
             if self._credit < 1:
                 return
             self._credit -= 1
-            self._workers.append(start_worker(self._share, keyed=True))
+            self._workers.append(start_worker(self._share, keyed=self._keyed))
 
     def _tell_workers(self) -> None:
         self._tell({"workers": [worker.pid for worker in self._workers], "deaths": self._deaths})
