@@ -1,0 +1,69 @@
+"""Fixtures of all tests: keys made once, a builder of sealed models, and a guard against mounts that are left behind."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import KeySet, Sealed, seal, write_tree
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the long forms of tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="long form: run with --slow"))
+
+
+def fuse_mounts(below: Path) -> set[str]:
+    """Mountpoints of FUSE file systems at or below a directory."""
+    found = set()
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    assert lines, "/proc/self/mounts is empty"
+    for line in lines:
+        _source, escaped, kind = line.split(" ")[:3]
+        point = escaped.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        if kind.partition(".")[0] in ("fuse", "fuseblk") and (Path(point) == below or below in Path(point).parents):
+            found.add(point)
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mounts_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session if a FUSE mount of its own is still there at the end; those of others do not count."""
+    base = tmp_path_factory.getbasetemp().resolve()
+    assert not fuse_mounts(base)
+    yield
+    left = fuse_mounts(base)
+    assert not left, f"tests left FUSE mounts: {sorted(left)}"
+
+
+@pytest.fixture(scope="session")
+def keys_dir(tmp_path_factory: pytest.TempPathFactory) -> KeySet:
+    """A publisher's signing key and KEK, and a stranger's: made once, never changed."""
+    return KeySet.generate(tmp_path_factory.mktemp("keys"))
+
+
+SealedBuilder = Callable[..., Sealed]
+
+
+@pytest.fixture
+def sealed(keys_dir: KeySet, tmp_path: Path) -> SealedBuilder:
+    """A builder: `sealed({path: bytes}, symlinks={...}, name="a", **options of helpers.seal)`."""
+
+    def build(
+        files: Mapping[str, bytes | None], *, symlinks: Mapping[str, str] | None = None, name: str = "sealed", **options: Any
+    ) -> Sealed:
+        assert any(content is not None for content in files.values()), "a sealed model needs a file"
+        source = write_tree(tmp_path / f"{name}.source", files, symlinks)
+        destination = tmp_path / name
+        seal(keys_dir, source, destination, **options)
+        return Sealed(destination, source, keys_dir, {path: content for path, content in files.items() if content is not None})
+
+    return build

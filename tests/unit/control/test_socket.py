@@ -1,0 +1,110 @@
+"""The control socket: who may speak, how much, and that a bad client blocks nobody."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from modelfs.control import socket as control
+from modelfs.errors import MountError
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(control, "runtime_dir", lambda: tmp_path / "run")
+    return tmp_path
+
+
+@pytest.fixture
+def served(runtime: Path) -> Iterator[Path]:
+    """A server that echoes; the path of its socket."""
+    server = control.listen("/some/mountpoint")
+    scope, tokens, started = trio.CancelScope(), [], threading.Event()
+
+    async def echo(request: control.Answer) -> control.Answer:
+        return {"echo": request}
+
+    async def main() -> None:
+        tokens.append(trio.lowlevel.current_trio_token())
+        started.set()
+        with scope:
+            await control.serve(server, echo)
+
+    thread = threading.Thread(target=lambda: trio.run(main))
+    thread.start()
+    assert started.wait(10)
+    yield control.socket_path("/some/mountpoint")
+    trio.from_thread.run_sync(scope.cancel, trio_token=tokens[0])
+    thread.join(10)
+    server.close()
+    assert not thread.is_alive()
+
+
+def raw(path: Path, data: bytes) -> dict[str, object]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        answer = b""
+        while not answer.endswith(b"\n") and (part := client.recv(65536)):
+            answer += part
+    return dict(json.loads(answer))
+
+
+def test_a_request_is_answered(served: Path) -> None:
+    assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\n", b"{", b"[1]\n", b"nonsense\n", b"\xff\xfe\n", b'{"a": 1}', b"[" * 4000 + b"\n", b"x" * 5000 + b"\n"],
+    ids=["nothing", "empty line", "cut off", "no object", "no JSON", "no UTF-8", "no line end", "deep", "too long"],
+)
+def test_a_bad_request_gets_an_error_and_blocks_nobody(served: Path, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(str(served))
+        assert "error" in raw(served, data)
+        assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
+
+
+def test_the_socket_is_its_owner_s_alone(served: Path) -> None:
+    assert os.stat(served).st_mode & 0o777 == 0o600
+    assert os.stat(served.parent).st_mode & 0o777 == 0o700
+
+
+def test_nobody_there(runtime: Path) -> None:
+    with pytest.raises(MountError, match="no modelfs mount"):
+        control.request(runtime / "nothing.sock", {"do": "status"}, 1)
+
+
+def test_a_live_socket_is_not_taken(served: Path) -> None:
+    with pytest.raises(MountError, match="mounted already"):
+        control.listen("/some/mountpoint")
+
+
+def test_a_directory_that_others_may_write_is_refused(runtime: Path) -> None:
+    (runtime / "run").mkdir()
+    (runtime / "run").chmod(0o777)
+    with pytest.raises(MountError, match="not owned by this user alone"):
+        control.listen("/some/mountpoint")
+
+
+def test_canonical_mountpoint_resolves_symlinks(tmp_path: Path) -> None:
+    (tmp_path / "real" / "mnt").mkdir(parents=True)
+    (tmp_path / "above").symlink_to("real")
+    (tmp_path / "direct").symlink_to("real/mnt")
+    want = os.path.realpath(tmp_path / "real" / "mnt")
+    for name in ("real/mnt", "above/mnt", "direct", "real/../above/mnt/"):
+        assert control.canonical_mountpoint(tmp_path / name) == want
+
+
+def test_canonical_mountpoint_refuses_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MountError, match="too many symlinks"):
+        control.canonical_mountpoint(tmp_path / "loop")
