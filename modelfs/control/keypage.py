@@ -1,4 +1,4 @@
-"""The key page: where the prover leaves the DEK and keyed workers find it. Shared, locked, not dumped; zeroed when the fence falls.
+"""The key page: the prover leaves the DEK there for keyed workers, and its token for the next prover.
 
 Control never reads it. memfd_secret(2) where the kernel has it, so that not even another process of root reads it through /proc.
 """
@@ -12,6 +12,8 @@ from modelfs.control.process import libc
 _SYS_MEMFD_SECRET = 447
 _MADV_DONTDUMP = 16
 _KEY_SIZE = 32
+_SESSION_AT = 64
+MAX_SESSION_SIZE = 3072
 
 
 class KeyPage:
@@ -34,6 +36,23 @@ class KeyPage:
     def wipe(self) -> None:
         """Overwrite the key, for every process at once."""
         self._page[:_KEY_SIZE] = bytes(_KEY_SIZE)
+
+    def write_session(self, session: bytes) -> None:
+        """Leave what the next prover needs to go on with the same token, at most MAX_SESSION_SIZE bytes; b"" for nothing."""
+        if len(session) > MAX_SESSION_SIZE:
+            raise ValueError("a provider's session is too long")
+        header = len(session).to_bytes(4, "big")
+        self._page[_SESSION_AT : _SESSION_AT + 4 + MAX_SESSION_SIZE] = header + session + bytes(MAX_SESSION_SIZE - len(session))
+
+    def read_session(self) -> bytes | None:
+        """What `write_session` left, or None. Only in a prover."""
+        length = int.from_bytes(self._page[_SESSION_AT : _SESSION_AT + 4], "big")
+        return self._page[_SESSION_AT + 4 : _SESSION_AT + 4 + length] if 0 < length <= MAX_SESSION_SIZE else None
+
+    def wipe_all(self) -> None:
+        """Overwrite key and session: after a revocation nobody asks again."""
+        self.wipe()
+        self.write_session(b"")
 
 
 def _secret_page() -> mmap.mmap | None:

@@ -1,8 +1,9 @@
 """The lease: modelfs's own promise to hold a DEK no longer than it can prove it may. A pure state machine, written as a table.
 
 Vault leases tokens and dynamic secrets, not the answer of a transit decrypt; what is leased here is our own holding of the
-key. A proof is a renewed token and a DEK unwrapped again; the lease runs on from when the proof's request was *sent*. Times are seconds on CLOCK_BOOTTIME, so a
-suspended host's lease runs out. What the machine does not do: keep time, talk to anybody, touch the fence (control/leasing.py).
+key. A proof is a renewed token and a DEK unwrapped again; the lease runs on from when the proof's request was *sent*. Times are
+seconds on CLOCK_BOOTTIME, so a suspended host's lease runs out. What the machine does not do: keep time, talk to anybody, touch
+the fence (control/leasing.py does).
 """
 
 from collections.abc import Mapping
