@@ -15,11 +15,12 @@ from typing import Any
 from modelfs.control.fence import State
 from modelfs.mount.mountinfo import MOUNTINFO, is_attached
 from modelfs.mount.teardown import Proof, tear_down
-from modelfs.mount.worker import MountShare, Worker, start_worker
+from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
 """Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
 RESPAWN_SECONDS = 1.0
+REASON_MS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Warden:
                 poll.register(worker.pidfd, select.POLLIN)
             ready = dict(poll.poll(self._poll_timeout_ms()))
             if fence.state is State.REVOKED:
-                return "revoked"
+                return self._reason_of_control()
             if self._channel.fileno() in ready:
                 message = self._receive()
                 if message is None:
@@ -77,25 +78,39 @@ class Warden:
             if mountinfo in ready and not is_attached(session.device, session.mountpoint_bytes):
                 return "the mount was detached"
             dead = [worker for worker in self._workers if worker.pidfd in ready]
-            if dead or len(self._workers) < self._wanted:
-                self._replace(dead)
+            if (dead or len(self._workers) < self._wanted) and self._replace(dead):
+                return "somebody ended the connection (umount -f)"
+
+    def _reason_of_control(self) -> str:
+        """Control fences first and says why right after."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        message = self._receive() if poll.poll(REASON_MS) else None
+        return str(message.get("reason", "revoked")) if message else "revoked"
 
     def _poll_timeout_ms(self) -> int | None:
         return int(RESPAWN_SECONDS * 1000) if len(self._workers) < self._wanted else None
 
-    def _replace(self, dead: list[Worker]) -> None:
+    def _replace(self, dead: list[Worker]) -> bool:
+        """Replace dead workers; whether one of them found that the connection has ended, and nobody was replaced."""
+        ended = False
         for worker in dead:
             code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
             self._workers.remove(worker)
+            if code == CONNECTION_ENDED:
+                ended = True
+                continue
             self._deaths += 1
             logger.warning("worker %d ended (%s): replacing it", worker.pid, f"signal {-code}" if code < 0 else f"exit {code}")
-        self._fill()
+        if not ended:
+            self._fill()
         # First somebody who answers, then what the dead left unanswered, then their queues go.
         if dead:
             self._share.session.resend()
         for worker in dead:
             worker.forget()
         self._tell_workers()
+        return ended
 
     def _fill(self) -> None:
         now = time.monotonic()
