@@ -207,7 +207,11 @@ def print_proof(proof: dict[str, Any], json: bool) -> None:
         print_json(proof)
     else:
         steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
-        resident = "not counted (needs root and Linux 6.5)" if proof["resident_bytes"] is None else f"{proof['resident_bytes']} bytes"
+        resident = (
+            "not counted (needs root, Linux 6.5 and a mount that was still there)"
+            if proof["resident_bytes"] is None
+            else f"{proof['resident_bytes']} bytes"
+        )
         typer.echo(f"unmounted {proof['mountpoint']} ({proof['model']} release {proof['release']}, {proof['reason']})")
         typer.echo(f"steps, ms from the start: {steps}")
         typer.echo(f"plaintext left in the page cache: {resident}")

@@ -66,6 +66,10 @@ class Fence:
         self._slots[_STATE] = State.SERVING
         return self.epoch
 
+    def extend(self, deadline_ns: int) -> None:
+        """Move the deadline of the current epoch: the lease was proven again."""
+        self._slots[_DEADLINE] = deadline_ns
+
     def close(self, state: State) -> None:
         """Fence: from now on no worker of the current epoch replies with plaintext."""
         if self.state is not State.REVOKED:

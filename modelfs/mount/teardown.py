@@ -177,7 +177,10 @@ def _count_resident(share: MountShare) -> int | None:
 
     def count() -> None:
         share.fence.checker_pid = os.getpid()
-        root = os.open(share.session.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            root = os.open(share.session.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # nobody answers any more: the connection has ended
         if open_inode(root, 1) is None:
             return  # the root is always known: this kernel does not find inodes so, and 0 would be a guess
         pages = 0

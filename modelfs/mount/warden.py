@@ -15,14 +15,21 @@ from typing import Any
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, is_attached
+<<<<<<< HEAD
 from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
 from modelfs.mount.worker import MountShare, Worker, start_worker
+=======
+from modelfs.mount.teardown import Proof, tear_down
+from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
 """Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
 RESPAWN_SECONDS = 1.0
+<<<<<<< HEAD
 DEADLINE_POLL_SECONDS = 0.5
 """How long a deadline that control has moved may go unnoticed; the workers look at every request."""
+=======
+REASON_MS = 20
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +80,7 @@ class Warden:
                 poll.register(worker.pidfd, select.POLLIN)
             ready = dict(poll.poll(self._poll_timeout_ms()))
             if fence.state is State.REVOKED:
-                return "revoked"
+                return self._reason_of_control()
             if self._channel.fileno() in ready:
                 message = self._receive()
                 if message is None:
@@ -91,8 +98,15 @@ class Warden:
                 self._darken()
                 continue
             dead = [worker for worker in self._workers if worker.pidfd in ready]
-            if dead or len(self._workers) < self._wanted_now:
-                self._replace(dead)
+            if (dead or len(self._workers) < self._wanted_now) and self._replace(dead):
+                return "somebody ended the connection (umount -f)"
+
+    def _reason_of_control(self) -> str:
+        """Control fences first and says why right after."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        message = self._receive() if poll.poll(REASON_MS) else None
+        return str(message.get("reason", "revoked")) if message else "revoked"
 
     def _poll_timeout_ms(self) -> int | None:
         waits = [RESPAWN_SECONDS] if len(self._workers) < self._wanted_now else []
@@ -125,19 +139,26 @@ class Warden:
         self._tell({"lit": True})
         self._tell_workers()
 
-    def _replace(self, dead: list[Worker]) -> None:
+    def _replace(self, dead: list[Worker]) -> bool:
+        """Replace dead workers; whether one of them found that the connection has ended, and nobody was replaced."""
+        ended = False
         for worker in dead:
             code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
             self._workers.remove(worker)
+            if code == CONNECTION_ENDED:
+                ended = True
+                continue
             self._deaths += 1
             logger.warning("worker %d ended (%s): replacing it", worker.pid, f"signal {-code}" if code < 0 else f"exit {code}")
-        self._fill()
+        if not ended:
+            self._fill()
         # First somebody who answers, then what the dead left unanswered, then their queues go.
         if dead:
             self._share.session.resend()
         for worker in dead:
             worker.forget()
         self._tell_workers()
+        return ended
 
     def _fill(self) -> None:
         now = time.monotonic()

@@ -19,6 +19,9 @@ from modelfs.mount.view import Appearance, View
 from modelfs.reader.index import open_index
 from modelfs.store.local import Store
 
+CONNECTION_ENDED = 3
+"""Exit code of a worker whose connection was ended by somebody else: `umount -f`, or the abort file of fusectl."""
+
 
 @dataclass(frozen=True)
 class MountShare:
@@ -75,7 +78,7 @@ def start_worker(share: MountShare, keyed: bool) -> Worker:
         # After a resend somebody else has answered: "no such request" is no error then, and pyfuse3 logs it as one.
         logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)
         trio.run(pyfuse3.main, 1, 1)
-        return 0
+        return CONNECTION_ENDED  # pyfuse3 returns only when the kernel has ended the connection
 
     pid = fork_child(main)
     return Worker(pid, os.pidfd_open(pid), clone)

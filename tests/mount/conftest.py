@@ -77,6 +77,16 @@ def mount_command(sealed: Sealed, path: Path, state_dir: Path, *options: object,
     return [*base, "--state-dir", state_dir, *options]
 
 
+def python_for_users(base: Path) -> tuple[str, str]:
+    """An interpreter that other users may run, and the shell command that puts it there (in a mount namespace of its own)."""
+    real = Path(sys.executable).resolve()
+    if all(parent.stat().st_mode & 0o001 for parent in real.parents):
+        return str(real), "true"
+    place = base / "python"
+    place.mkdir()
+    return str(place / real.relative_to(sys.base_prefix)), f"mount --bind {sys.base_prefix} {place} && export LD_LIBRARY_PATH={place}/lib"
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 10, what: str = "the condition") -> None:
     """Poll; fail the test when it does not come true."""
     deadline = time.monotonic() + seconds

@@ -19,7 +19,7 @@ from modelfs.keys.file import generate_kek
 from modelfs.mount.mountinfo import top_mount
 from tests.conftest import SealedBuilder
 from tests.helpers import MODEL, REPOSITORY, KeySet, Sealed, resign, seal
-from tests.mount.conftest import Mounted, modelfs, mount_command
+from tests.mount.conftest import Mounted, modelfs, mount_command, python_for_users
 
 
 @pytest.fixture
@@ -175,11 +175,13 @@ def test_refused_in_one_sentence(model: Sealed, tmp_path: Path, refusal: str, wa
     assert not (tmp_path / "state" / f"{MODEL}.json").exists(), "a refused release must not be remembered"
 
 
-def with_own_dev(setup: str, command: list[str], uid: int) -> "subprocess.CompletedProcess[str]":
+def with_own_dev(setup: str, command: list[str], uid: int, base: Path) -> "subprocess.CompletedProcess[str]":
     """Run modelfs in a mount namespace whose /dev holds only what `setup` makes, as a user of our choice."""
-    python = sys.executable if uid == 0 else "/usr/bin/python3"
+    python, place = (sys.executable, "true") if uid == 0 else python_for_users(base)
     path = os.pathsep.join([str(REPOSITORY), *sys.path[1:]])
-    script = f"mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && {setup}"
+    script = (
+        f"mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && {place} && {setup}"
+    )
     user = f'exec setpriv --reuid={uid} --regid={uid} --clear-groups {python} -m modelfs "$@"'
     full = ["unshare", "-m", "sh", "-c", f"{script} && {user}", "sh", *command]
     env = {**os.environ, "PYTHONPATH": path}
@@ -189,7 +191,7 @@ def with_own_dev(setup: str, command: list[str], uid: int) -> "subprocess.Comple
 def test_a_missing_device_is_named(model: Sealed, tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     command = [str(part) for part in mount_command(model, tmp_path / "mnt", tmp_path / "state")]
-    done = with_own_dev("true", command, 0)
+    done = with_own_dev("true", command, 0, tmp_path)
     assert done.returncode == 7, done.stderr
     assert "there is no /dev/fuse" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -219,7 +221,7 @@ def test_a_user_is_told_what_is_missing(setup: str, text: str) -> None:
         os.chown(base / "run", 1234, 1234)
         sealed = Sealed(base / "sealed", base / "source", keys)
         command = [str(part) for part in mount_command(sealed, base / "mnt", base / "run" / "state")]
-        done = with_own_dev(f"{setup} && export XDG_RUNTIME_DIR={base / 'run'}", command, 1234)
+        done = with_own_dev(f"{setup} && export XDG_RUNTIME_DIR={base / 'run'}", command, 1234, base)
         assert done.returncode == 7, done.stderr
         assert text in done.stderr
         assert done.stderr.count("\n") == 1

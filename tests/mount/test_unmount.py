@@ -170,6 +170,17 @@ def test_lazy_unmount_by_hand_revokes(holder: tuple[Mounted, Program]) -> None:
     assert "the mount was detached" in mounted.log
 
 
+def test_forced_unmount_by_hand_revokes(holder: tuple[Mounted, Program]) -> None:
+    """`umount -f` ends the connection first, so the residency check has nobody to ask; the reader itself says what is left."""
+    mounted, reader = holder
+    pids = mounted.pids()
+    subprocess.run(["umount", "-f", mounted.path], check=False, capture_output=True)
+    assert_gone(mounted, pids)
+    assert_dark(reader.finish())
+    assert "somebody ended the connection" in mounted.log
+    assert "Traceback" not in mounted.log
+
+
 def test_readers_under_load_see_only_right_bytes_or_errors(
     sealed: SealedBuilder, mount: Callable[..., Mounted], program: Callable[..., Program]
 ) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.helpers import REPOSITORY, KeySet, Sealed, seal
-from tests.mount.conftest import mount_command
+from tests.mount.conftest import mount_command, python_for_users
 
 NOBODY = 65534
 
@@ -17,7 +17,8 @@ mount -t tmpfs -o mode=755 none /dev
 mknod -m 666 /dev/null c 1 3
 mknod -m 666 /dev/urandom c 1 9
 mknod -m 666 /dev/fuse c 10 229
-modelfs() { setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 -m modelfs "$@"; }
+eval "$PLACE_PYTHON"
+modelfs() { setpriv --reuid=65534 --regid=65534 --clear-groups "$PYTHON" -m modelfs "$@"; }
 modelfs "$@"
 setpriv --reuid=65534 --regid=65534 --clear-groups cmp source/model.bin mnt/model.bin
 modelfs status
@@ -40,7 +41,8 @@ def test_an_ordinary_user_mounts_reads_and_unmounts() -> None:
         sealed = Sealed(base / "sealed", base / "source", keys)
         command = mount_command(sealed, base / "mnt", base / "run" / "state")
         packages = os.pathsep.join([str(REPOSITORY), *sys.path[1:]])
-        env = {**os.environ, "PYTHONPATH": packages, "XDG_RUNTIME_DIR": str(base / "run")}
+        python, place = python_for_users(base)
+        env = {**os.environ, "PYTHON": python, "PLACE_PYTHON": place, "PYTHONPATH": packages, "XDG_RUNTIME_DIR": str(base / "run")}
         full = ["unshare", "-m", "bash", "-c", SCRIPT, "bash", *map(str, command)]
         done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=60, env=env, cwd=base)
         assert done.returncode == 0, done.stdout + done.stderr

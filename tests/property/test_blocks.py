@@ -109,9 +109,7 @@ reads = st.tuples(st.integers(0, 60_000), st.integers(0, 60_000) | st.integers(0
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(shapes(), min_size=1, max_size=3), st.sampled_from(["blake3", "sha256"]), st.data())
-def test_read_into_is_a_slice_of_the_plaintext(
-    writer: Writer, wanted: list[tuple[int, int]], digest: str, data: st.DataObject
-) -> None:
+def test_read_into_is_a_slice_of_the_plaintext(writer: Writer, wanted: list[tuple[int, int]], digest: str, data: st.DataObject) -> None:
     """Several blobs of one block size, reads interleaved, one set of buffers: what one read leaves behind harms no other."""
     block_size = wanted[0][1]
     blobs = [writer.write(size, block_size, digest) for size, _ in wanted]

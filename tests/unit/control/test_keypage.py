@@ -40,7 +40,11 @@ def test_the_anonymous_page_is_locked_and_not_dumped(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(keypage, "_secret_page", lambda: None)
     before = Path("/proc/self/smaps").read_text().count(" lo ")
     page = KeyPage()
-    flags = [line for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags") and " lo " in line and " dd " in line]
+    flags = [
+        line
+        for line in Path("/proc/self/smaps").read_text().splitlines()
+        if line.startswith("VmFlags") and " lo " in line and " dd " in line
+    ]
     assert len(flags) >= 1
     assert Path("/proc/self/smaps").read_text().count(" lo ") > before
     assert page.read() == bytes(32)

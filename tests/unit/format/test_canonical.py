@@ -74,8 +74,6 @@ def test_parse_checks_the_size_before_anything_else() -> None:
         parse(b"{" * 201)
 
 
-
-
 @pytest.mark.parametrize(
     ("data", "error"),
     [
