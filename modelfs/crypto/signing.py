@@ -31,10 +31,10 @@ __all__ = [
     "Signer",
     "TrustedKeys",
     "ed25519_key",
+    "ed25519_pem",
     "generate_signing_key",
     "load_signer",
     "load_trusted_keys",
-    "public_pem",
     "sign_payload",
     "trust_signer",
     "verify_envelope",
@@ -98,9 +98,9 @@ def ed25519_key(raw: bytes) -> SSlibKey:
     return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
 
 
-def public_pem(key: SSlibKey) -> bytes:
-    """The PEM file of a public key, as --trust takes it."""
-    return load_pem_public_key(key.keyval["public"].encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def ed25519_pem(raw: bytes) -> bytes:
+    """The PEM file of a public key, as --trust takes it, from its 32 bytes; ValueError if they are none."""
+    return Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def load_trusted_keys(paths: list[Path], threshold: int = 1) -> TrustedKeys:

@@ -99,7 +99,7 @@ class VaultProvider(KeyProvider):
     def _prove(self, keys: KeysFile, release: Manifest, session: bytes | None, opened_before: bool, timeout_s: float) -> Grant:
         connection = self.connection
         connection.session = Session.from_bytes(session) if session is not None else None
-        with connection.operation(timeout_s):
+        with connection.operation(timeout_s, is_proof=True):
             dek, entry = open_entry(self, keys, release, opened_before)
         if connection.session is None:
             raise RuntimeError("an operation leaves a session")

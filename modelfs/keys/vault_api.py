@@ -101,6 +101,8 @@ def _read(reply: Reply, address: str) -> dict[str, Any]:
 
 
 def _reason(errors: list[str]) -> str:
+    if not errors:
+        return "there is no such thing"
     text = " ".join(errors)[:4096].lower()
     return next((ours for theirs, ours in _REASONS.items() if theirs in text), "for a reason in its log")
 

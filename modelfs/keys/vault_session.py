@@ -77,6 +77,11 @@ class Session:
         end = self.end_at if self.renewable else self.expires_at
         return end is not None and now >= self.started_at + LOGIN_AT * (end - self.started_at)
 
+    def is_fresh(self, now: float) -> bool:
+        """Whether it may be used without renewing it first, where nothing is to be proved."""
+        left = self.left_s(now)
+        return not self.is_due(now) and (left is None or left > self.ttl_s / 2)
+
     def left_s(self, now: float) -> float | None:
         """Seconds to the token's own end; None: no end."""
         return None if self.expires_at is None else max(0.0, self.expires_at - now)
@@ -95,8 +100,12 @@ class VaultConnection:
         self.session: Session | None = None
 
     @contextlib.contextmanager
-    def operation(self, timeout_s: float) -> Iterator[VaultApi]:
+    def operation(self, timeout_s: float, is_proof: bool = False) -> Iterator[VaultApi]:
         """A conversation with a login that is good, bounded as a whole; one inside another is the same one.
+
+        Args:
+            timeout_s: For everything that is done inside.
+            is_proof: Renew the login now, however fresh it is.
 
         Raises:
             KeyDeniedError: The service refuses the login, or has revoked it.
@@ -108,7 +117,9 @@ class VaultConnection:
         self._load_certificate()
         self._api = VaultApi(Wire(self.endpoint, timeout_s), self._settings.namespace)
         try:
-            self.session = self._live_session(self._api, self.session)
+            if is_proof or self.session is None or not self.session.is_fresh(self._clock()):
+                self.session = self._live_session(self._api, self.session)
+            self._api.token = self.session.token
             yield self._api
         finally:
             self._api.close()

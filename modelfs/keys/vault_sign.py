@@ -11,7 +11,7 @@ from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 from securesystemslib.signer._vault_signer import VaultSigner
 
-from modelfs.crypto.signing import ed25519_key, public_pem
+from modelfs.crypto.signing import ed25519_key, ed25519_pem
 from modelfs.errors import ConfigError, KeyAccessError, KeyServiceError
 from modelfs.keys.interface import KeyProvider
 from modelfs.keys.vault import COMMAND_TIMEOUT_S, VaultProvider, connect
@@ -65,13 +65,13 @@ def open_vault_signer(uri: str, settings: VaultSettings | None, kek: KeyProvider
     """See `modelfs.keys.open_signer`."""
     name, version = _parse(uri)
     connection = kek.connection if isinstance(kek, VaultProvider) else connect(settings)
-    return TransitSigner(name, version, _read_key(name, version, connection), connection)
+    return TransitSigner(name, version, ed25519_key(_read_key(name, version, connection)), connection)
 
 
 def export_vault_key(uri: str, settings: VaultSettings | None) -> bytes:
     """See `modelfs.keys.export_public_key`."""
     name, version = _parse(uri)
-    return public_pem(_read_key(name, version, connect(settings)))
+    return ed25519_pem(_read_key(name, version, connect(settings)))
 
 
 def _parse(uri: str) -> tuple[str, int]:
@@ -81,7 +81,7 @@ def _parse(uri: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def _read_key(name: str, version: int, connection: VaultConnection) -> SSlibKey:
+def _read_key(name: str, version: int, connection: VaultConnection) -> bytes:
     where = connection.endpoint
     with connection.operation(COMMAND_TIMEOUT_S) as api:
         try:
@@ -98,6 +98,9 @@ def _read_key(name: str, version: int, connection: VaultConnection) -> SSlibKey:
     if not isinstance(versions, dict) or str(version) not in versions:
         raise KeyAccessError(f"the key {name} at {where} has no version {version}")
     try:
-        return ed25519_key(b64decode(text_at(versions, str(version), "public_key"), validate=True))
+        raw = b64decode(text_at(versions, str(version), "public_key"), validate=True)
     except ValueError:
-        raise KeyServiceError(f"the key service {where} shows something that is no public key of {name}") from None
+        raw = b""
+    if len(raw) != 32:
+        raise KeyServiceError(f"the key service {where} shows something that is no public key of {name}")
+    return raw
