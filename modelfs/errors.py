@@ -71,6 +71,12 @@ class KeyDeniedError(KeyAccessError):
     errno = _errno.EACCES
 
 
+class KeyServiceError(KeyAccessError):
+    """The key service gave no answer that counts: unreachable, sealed, garbled. The same call may succeed later."""
+
+    errno = _errno.ETIMEDOUT
+
+
 class StoreError(ModelfsError):
     """The sealed model's directory cannot be read or written."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import modelfs
-from modelfs.cli import keygen, model, mount
+from modelfs.cli import keygen, model, mount, pubkey
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(keygen.app, name="keygen")
 model.register(app)
 mount.register(app)
+pubkey.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from modelfs.cli import vault_options
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
-from modelfs.crypto.signing import load_signer, load_trusted_keys
+from modelfs.crypto.signing import load_trusted_keys
 from modelfs.errors import ConfigError, VerificationError
 from modelfs.format.manifest import Manifest
-from modelfs.keys import open_kek
+from modelfs.keys import open_kek, open_signer
 from modelfs.keys.interface import unwrap_dek
 from modelfs.store.local import MANIFEST, Store
 from modelfs.trust.host_state import HostState
@@ -69,8 +70,8 @@ def seal(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Where the sealed model goes.")],
     model: Annotated[str, typer.Option("--model", help="Name of the model; hosts must name it to mount it.")],
     release: Annotated[int, typer.Option("--release", help="Release number; must grow.")],
-    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key, for example file:PATH.")],
-    sign_key: Annotated[Path, typer.Option("--sign-key", metavar="PEM", help="Private signing key.")],
+    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY.")],
+    sign_key: Annotated[str, typer.Option("--sign-key", metavar="KEY", help="Signing key: a PEM file, or hv:NAME/VERSION in a Vault.")],
     digest: Annotated[Digest, typer.Option("--digest", help="Digest of blocks and files.")] = Digest.blake3,
     block_size: Annotated[str, typer.Option("--block-size", metavar="SIZE", help="A power of two from 4K to 4M.")] = "128K",
     expires: Annotated[str, typer.Option("--expires", metavar="DATE", help="Refuse the release from this date (UTC) on.")] = "",
@@ -79,6 +80,12 @@ def seal(
     ] = False,
     trust: Trust = [],  # noqa: B006  typer copies it
     threshold: Threshold = 1,
+    vault_address: vault_options.Address = "",
+    vault_auth: vault_options.Auth = "",
+    vault_namespace: vault_options.Namespace = "",
+    vault_ca_file: vault_options.CaFile = None,
+    insecure_http: vault_options.InsecureHttp = False,
+    allow_batch_tokens: vault_options.AllowBatch = False,
     json: Json = False,
 ) -> None:
     """Encrypt and sign a model directory. Atomic; killed at any moment, run it again to go on."""
@@ -87,11 +94,13 @@ def seal(
     from modelfs.seal.scan import scan_source
 
     now = datetime.now(UTC)
+    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
+    provider = open_kek(kek, settings)
     request = SealRequest(
         model=parse_model(model),
         release=check_release(release),
-        provider=open_kek(kek),
-        signer=load_signer(sign_key),
+        provider=provider,
+        signer=open_signer(sign_key, settings, provider),
         digest=digest.value,
         block_size=parse_block_size(block_size),
         expires=parse_expiry(expires, now) if expires else None,
@@ -148,6 +157,12 @@ def inspect(
     trust: Trust = [],  # noqa: B006
     threshold: Threshold = 1,
     kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that opens the table of files.")] = "",
+    vault_address: vault_options.Address = "",
+    vault_auth: vault_options.Auth = "",
+    vault_namespace: vault_options.Namespace = "",
+    vault_ca_file: vault_options.CaFile = None,
+    insecure_http: vault_options.InsecureHttp = False,
+    allow_batch_tokens: vault_options.AllowBatch = False,
     json: Json = False,
 ) -> None:
     """Show what a sealed model is: who signed it, releases, sizes, KEKs; with --kek (and --trust) its files too."""
@@ -178,7 +193,10 @@ def inspect(
             "keks": [f"{entry.scheme}:{entry.key_ref}" for entry in keys.recipients],
         }
         if kek:
-            dek = unwrap_dek(open_kek(kek), keys, manifest)
+            settings = vault_options.read_settings(
+                vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens
+            )
+            dek = unwrap_dek(open_kek(kek, settings), keys, manifest)
             index = open_index(fetch_index(store, manifest), manifest, dek)
             answer["entries"] = [entry.model_dump(exclude={"key"}) for entry in index.entries]
     if json:

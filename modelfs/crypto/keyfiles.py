@@ -25,11 +25,17 @@ def create_private(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise ConfigError(f"cannot write {path}: {os.strerror(exc.errno or 0)}") from exc
 
 
-def read_private(path: Path, limit: int, what: str) -> bytes:
+def read_private(path: Path, limit: int, what: str, others_may_read: bool = False) -> bytes:
     """Read a secret file of at most `limit` bytes.
 
+    Args:
+        path: The file.
+        limit: Size bound in bytes.
+        what: How to call it in messages.
+        others_may_read: For a file whose mode a platform sets, such as a Kubernetes service account token.
+
     Raises:
-        ConfigError: Missing, not a regular file, too long, or readable by group or others.
+        ConfigError: Missing, not a regular file, too long, or open to group or others.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -37,7 +43,7 @@ def read_private(path: Path, limit: int, what: str) -> bytes:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise ConfigError(f"the {what} {path} is not a regular file")
-            if info.st_mode & 0o077:
+            if info.st_mode & (0o022 if others_may_read else 0o077):
                 raise ConfigError(f"the {what} {path} is open to group or others: chmod 600 it")
             data = file.read(limit + 1)
     except OSError as exc:

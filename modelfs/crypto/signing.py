@@ -30,6 +30,8 @@ from modelfs.format.fields import decode_base64
 __all__ = [
     "Signer",
     "TrustedKeys",
+    "ed25519_key",
+    "ed25519_pem",
     "generate_signing_key",
     "load_signer",
     "load_trusted_keys",
@@ -89,6 +91,16 @@ def _check_algorithm(key: Any, path: Path) -> None:
     if isinstance(key, Ed25519PublicKey) or (isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, curves)):
         return
     raise ConfigError(f"{path} is not an Ed25519 or ECDSA P-256/P-384 key: make one with `modelfs keygen signing`")
+
+
+def ed25519_key(raw: bytes) -> SSlibKey:
+    """A public key from its 32 bytes; ValueError if they are none."""
+    return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
+
+
+def ed25519_pem(raw: bytes) -> bytes:
+    """The PEM file of a public key, as --trust takes it, from its 32 bytes; ValueError if they are none."""
+    return Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def load_trusted_keys(paths: list[Path], threshold: int = 1) -> TrustedKeys:

@@ -2,25 +2,72 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
+from modelfs.crypto.signing import Signer, load_signer
 from modelfs.errors import ConfigError
 from modelfs.keys.interface import KeyProvider
+from modelfs.keys.vault_settings import VaultSettings
 
-_PROVIDERS = {"file": "modelfs.keys.file"}
+_PROVIDERS = {"file": "modelfs.keys.file", "vault": "modelfs.keys.vault"}
+_VAULT_SIGNER = "modelfs.keys.vault_sign"
+HV = "hv:"
 
 
-def open_kek(uri: str) -> KeyProvider:
-    """The provider that a KEK's URI names.
+def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
+    """The provider that a KEK's URI names. Asks nobody yet.
 
     Args:
-        uri: `scheme:reference`, for example `file:/etc/modelfs/kek`.
+        uri: `scheme:reference`, for example `file:/etc/modelfs/kek` or `vault:transit/models`.
+        settings: Where the Vault is and how to log in, for `vault:`.
 
     Raises:
-        ConfigError: Unknown scheme or malformed reference.
+        ConfigError: Unknown scheme, malformed reference, or unusable settings.
+        KeyAccessError: A KEK file is unusable.
     """
     scheme, colon, reference = uri.partition(":")
     if not colon or scheme not in _PROVIDERS or not reference:
         known = ", ".join(f"{name}:..." for name in _PROVIDERS)
         raise ConfigError(f"{uri!r} does not name a KEK: use {known}, for example file:/etc/modelfs/kek")
-    open_provider: Callable[[str], KeyProvider] = import_module(_PROVIDERS[scheme]).open_provider
+    module = _import(_PROVIDERS[scheme])
+    if scheme == "vault":
+        open_vault: Callable[[str, VaultSettings | None], KeyProvider] = module.open_provider
+        return open_vault(reference, settings)
+    open_provider: Callable[[str], KeyProvider] = module.open_provider
     return open_provider(reference)
+
+
+def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> Signer:
+    """The signer that `--sign-key` names.
+
+    Args:
+        uri: The path of a private key file, or `hv:NAME/VERSION`: a key in a Vault's secrets engine `transit`.
+        settings: As for `open_kek`.
+        kek: A provider with the same settings, whose login is shared.
+
+    Raises:
+        ConfigError: Malformed, or an unusable file.
+        KeyAccessError: The Vault does not show the public key.
+    """
+    if not uri.startswith(HV):
+        return load_signer(Path(uri))
+    open_vault: Callable[[str, VaultSettings | None, KeyProvider | None], Signer] = _import(_VAULT_SIGNER).open_vault_signer
+    return open_vault(uri, settings, kek)
+
+
+def export_public_key(uri: str, settings: VaultSettings | None) -> bytes:
+    """The public key of `hv:NAME/VERSION` in PEM, for --trust; errors as `open_signer`."""
+    if not uri.startswith(HV):
+        raise ConfigError(f"{uri!r} does not name a signing key in a Vault: use hv:NAME/VERSION, for example hv:release/1")
+    export: Callable[[str, VaultSettings | None], bytes] = _import(_VAULT_SIGNER).export_vault_key
+    return export(uri, settings)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("modelfs"):
+            raise
+        raise ConfigError(f"keys in a Vault need the Python package {exc.name}: install modelfs[vault]") from None

@@ -17,6 +17,7 @@ class FileProvider(KeyProvider):
     """Wraps with AES-256-GCM under a key derived from the file. Reads the file once, when it is made."""
 
     scheme = "file"
+    is_service = False
 
     def __init__(self, kek: bytes) -> None:
         """Take the 32 bytes of a KEK."""

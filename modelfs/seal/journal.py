@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from modelfs.crypto.aead import decrypt_record, encrypt_record
 from modelfs.crypto.kdf import journal_key
 from modelfs.crypto.signing import Signer, sign_payload, trust_signer, verify_envelope
-from modelfs.errors import FormatError, KeyAccessError, StoreError, VerificationError
+from modelfs.errors import FormatError, KeyAccessError, KeyServiceError, StoreError, VerificationError
 from modelfs.format import canonical
 from modelfs.format.envelope import build_envelope, parse_envelope, serialize_envelope
 from modelfs.format.fields import ID_SIZE, decode_base64, encode_base64
@@ -84,6 +84,8 @@ def resume(store: Store, plan: Plan, provider: KeyProvider, signer: Signer) -> P
     try:
         keys = parse_keys(store.read_file(KEYS, MAX_KEYS_SIZE), KEYS)
         dek = unwrap_dek(provider, keys, plan)
+    except KeyServiceError:
+        raise  # later it may open them: what is finished is not thrown away for an outage
     except (StoreError, FormatError, KeyAccessError):
         return None
     records = [record for journal_id in journal_ids(store) for record in _read_journal(store, journal_id, dek, plan, signer)]

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass, field
 
 from modelfs.crypto.digests import new_hasher
-from modelfs.errors import BlockAuthError, FormatError, KeyAccessError, StoreError, VerificationError
+from modelfs.errors import BlockAuthError, FormatError, KeyAccessError, KeyServiceError, StoreError, VerificationError
 from modelfs.format.geometry import TAG_SIZE
 from modelfs.format.index import FileEntry
 from modelfs.format.limits import MIB
@@ -52,6 +52,8 @@ def earlier_blobs(store: Store, release: VerifiedRelease, provider: KeyProvider,
     try:
         dek = unwrap_dek(provider, read_keys(store, manifest), manifest)
         index = open_index(fetch_index(store, manifest), manifest, dek)
+    except KeyServiceError:
+        raise  # later it may: better to seal then than to encrypt everything anew
     except KeyAccessError:
         return "the KEK does not open it"
     except (StoreError, FormatError, VerificationError, BlockAuthError) as exc:

@@ -1,0 +1,39 @@
+"""`modelfs pubkey`: the public half of a signing key that stays in a Vault."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelfs.cli import vault_options
+from modelfs.cli.output import print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(
+        epilog="Example: modelfs pubkey hv:release/1 --out release.pem.pub --vault-address https://vault:8200 --vault-auth token:FILE"
+    )(pubkey)
+
+
+def pubkey(
+    uri: Annotated[str, typer.Argument(metavar="hv:NAME/VERSION", help="A signing key in the secrets engine transit.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PUB", help="Where the public key goes (PEM, for --trust).")],
+    vault_address: vault_options.Address = "",
+    vault_auth: vault_options.Auth = "",
+    vault_namespace: vault_options.Namespace = "",
+    vault_ca_file: vault_options.CaFile = None,
+    insecure_http: vault_options.InsecureHttp = False,
+    allow_batch_tokens: vault_options.AllowBatch = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write the public key of a signing key in a Vault, for hosts and auditors to trust."""
+    from modelfs.crypto.keyfiles import create_private
+    from modelfs.keys import export_public_key
+
+    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
+    create_private(out, export_public_key(uri, settings), mode=0o644)
+    if json:
+        print_json({"key": uri, "public": str(out)})
+    else:
+        typer.echo(f"public key of {uri}: {out} (give it to --trust)")

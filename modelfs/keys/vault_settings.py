@@ -1,0 +1,90 @@
+"""Where a Vault (or OpenBao) is and how to log in. Holds paths of secret files, never a secret."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from modelfs.format.canonical import StrictModel
+
+SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+def _absolute(path: Path) -> Path:
+    # Made absolute here and now: a daemon changes its directory before it reads the file.
+    if str(path) in ("", ".") or "\0" in str(path):
+        raise ValueError("not the path of a file")
+    return Path(os.path.abspath(path))
+
+
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+ApiPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*\z", max_length=256)]
+"""A mount in the service's API, for example `transit` or `team/transit`."""
+Role = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+\z", max_length=256)]
+
+
+class TokenFile(StrictModel):
+    """A token in a file, written by an operator or by an agent that keeps it fresh."""
+
+    method: Literal["token"] = "token"
+    path: FilePath
+
+
+class AppRole(StrictModel):
+    """Role id and secret id from files; the second may hold a response-wrapping token instead, which is unwrapped once."""
+
+    method: Literal["approle"] = "approle"
+    role_id_file: FilePath
+    secret_id_file: FilePath
+    secret_id_wrapped: bool = False
+    mount: ApiPath = "approle"
+
+
+class Kubernetes(StrictModel):
+    """The pod's service account token. The platform sets that file's mode, so others may be able to read it."""
+
+    method: Literal["kubernetes"] = "kubernetes"
+    role: Role
+    token_file: FilePath = SERVICE_ACCOUNT_TOKEN
+    mount: ApiPath = "kubernetes"
+
+
+class Jwt(StrictModel):
+    """A signed token of another identity provider, from a file."""
+
+    method: Literal["jwt"] = "jwt"
+    role: Role
+    token_file: FilePath
+    mount: ApiPath = "jwt"
+
+
+class Certificate(StrictModel):
+    """A TLS client certificate and its key, both PEM."""
+
+    method: Literal["cert"] = "cert"
+    cert_file: FilePath
+    key_file: FilePath
+    role: Role | None = None
+    mount: ApiPath = "cert"
+
+
+AuthMethod = Annotated[TokenFile | AppRole | Kubernetes | Jwt | Certificate, Field(discriminator="method")]
+
+
+class VaultSettings(StrictModel):
+    """Which service, and how to log in there.
+
+    The only environment variable that counts is VAULT_ADDR, where `address` is None. VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT and
+    proxies are not looked at.
+    """
+
+    auth: AuthMethod
+    address: Annotated[str, Field(max_length=1024)] | None = None
+    namespace: Annotated[str, Field(pattern=r"^[\x21-\x7e]+\z", max_length=256)] | None = None
+    ca_file: FilePath | None = None
+    """The only certificate authorities that count; None: those of the system."""
+    insecure_http: bool = False
+    """Allow plain http to a loopback address, and nowhere else."""
+    allow_batch_tokens: bool = False
+    """Allow logins that nobody can revoke."""
