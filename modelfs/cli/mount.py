@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 import modelfs.errors
+from modelfs.cli import vault_options
 from modelfs.cli.output import print_json, printable
-from modelfs.cli.values import check_release, default_state_dir, parse_model, parse_octal, parse_workers
+from modelfs.cli.values import check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
 from modelfs.control.socket import canonical_mountpoint, request, runtime_dir, socket_path
 from modelfs.crypto.signing import load_trusted_keys
 from modelfs.errors import ConfigError, ModelfsError, MountError
@@ -30,6 +31,8 @@ def register(app: typer.Typer) -> None:
         epilog="Example: modelfs mount /srv/sealed/llama /models/llama --model llama --kek file:/etc/modelfs/kek --trust release.pem.pub"
     )(mount)
     app.command(epilog="Examples: modelfs status | modelfs status /models/llama --json")(status)
+    app.command(epilog="Example: modelfs lock /models/llama")(lock)
+    app.command(epilog="Example: modelfs unlock /models/llama")(unlock)
     app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
 
 
@@ -49,6 +52,15 @@ def mount(
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C unmounts.")] = False,
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
+    renew_every: Annotated[float, typer.Option("--renew-every", help="Seconds between proofs that the key may still be held.")] = 30,
+    ttl: Annotated[float, typer.Option("--ttl", help="Seconds that a proof counts: how long an outage may last.")] = 300,
+    proof_timeout: Annotated[float, typer.Option("--proof-timeout", help="Seconds that one proof may take.")] = 1,
+    vault_address: vault_options.Address = "",
+    vault_auth: vault_options.Auth = "",
+    vault_namespace: vault_options.Namespace = "",
+    vault_ca_file: vault_options.CaFile = None,
+    insecure_http: vault_options.InsecureHttp = False,
+    allow_batch_tokens: vault_options.AllowBatch = False,
     json: Json = False,
 ) -> None:
     """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
@@ -72,6 +84,8 @@ def mount(
             os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid, parse_octal(mode) if mode else None
         ),
         state_dir=state.absolute(),
+        lease=parse_lease(renew_every, ttl, proof_timeout),
+        vault=vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens),
     )
 
     def announce(facts: dict[str, Any]) -> None:
@@ -199,6 +213,23 @@ def unmount(mountpoint: Mountpoint, json: Json = False) -> None:
     path = socket_path(canonical_mountpoint(mountpoint))
     answer = request(path, {"do": "unmount"}, 60, wait_for_end=True)
     print_proof(answer["proof"], json)
+
+
+def lock(mountpoint: Mountpoint, json: Json = False) -> None:
+    """Pause: readers get an error, keys and cached plaintext go, the mount stays until `modelfs unlock`."""
+    _say(request(socket_path(canonical_mountpoint(mountpoint)), {"do": "lock"}, 30), json)
+
+
+def unlock(mountpoint: Mountpoint, json: Json = False) -> None:
+    """End an operator's pause: the key service is asked again, and the mount serves if it grants."""
+    _say(request(socket_path(canonical_mountpoint(mountpoint)), {"do": "unlock"}, 30), json)
+
+
+def _say(answer: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{answer['mountpoint']}: {answer['lease']}")
 
 
 def print_proof(proof: dict[str, Any], json: bool) -> None:

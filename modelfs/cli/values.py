@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+from modelfs.control.leasing import LeasePolicy
 from modelfs.errors import ConfigError
 from modelfs.format.fields import check_model_name
 from modelfs.format.geometry import is_block_size
@@ -71,3 +72,14 @@ def parse_octal(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3}", text):
         raise ConfigError(f"{text!r} is no mode: use three octal digits, for example 440")
     return int(text, 8)
+
+
+def parse_lease(renew_every_s: float, ttl_s: float, proof_timeout_s: float) -> LeasePolicy:
+    """Intervals of the lease."""
+    if not 0.1 <= proof_timeout_s <= 60:
+        raise ConfigError(f"a proof's deadline is 0.1 to 60 seconds, not {proof_timeout_s:g}")
+    if not 0.5 <= renew_every_s <= 3600:
+        raise ConfigError(f"--renew-every is 0.5 to 3600 seconds, not {renew_every_s:g}")
+    if not renew_every_s + proof_timeout_s < ttl_s <= 7 * 86400:
+        raise ConfigError(f"--ttl is more than --renew-every and a proof's deadline together, and at most a week, not {ttl_s:g}")
+    return LeasePolicy(renew_every_s, ttl_s, proof_timeout_s)

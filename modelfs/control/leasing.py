@@ -1,7 +1,7 @@
 """Drives a mount's lease: proofs in short-lived children, clocks, and what the table of control/lease.py says to do.
 
-One proof at a time, each with a total deadline; no answer counts after a lock, a revocation or a newer proof, because the child that would give it is
-killed first. The fence carries the lease's end, so workers and warden keep it even if this process stops.
+One proof at a time, each with a total deadline; no answer counts after a lock, a revocation or a newer proof, because the child
+that would give it is killed first. The fence carries the lease's end, so workers and warden keep it even if this process stops.
 """
 
 import logging

@@ -14,10 +14,13 @@ from typing import Any
 import trio
 
 from modelfs.control.fence import Fence, State
+from modelfs.control.lease import Event, Lease, LeaseState
+from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.socket import Answer, serve
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
+UNLOCK_SECONDS = 10.0
 """A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ class MountFacts:
     sealed: str
     model: str
     release: int
+    kek: str
     control: int
     warden: int
 
@@ -38,16 +42,16 @@ class MountFacts:
 class ControlLoop:
     """One mount's control process, from ready to gone."""
 
-    def __init__(self, facts: MountFacts, fence: Fence, channel: socket.socket) -> None:
-        """Take a mount that serves.
+    def __init__(self, fence: Fence, channel: socket.socket, lease: Callable[[Effects], LeaseHolder]) -> None:
+        """Take a mount whose first proof was granted.
 
         Args:
-            facts: For `status`.
             fence: Shared with every process of the mount.
             channel: SOCK_SEQPACKET to the warden.
+            lease: Makes the lease's holder, given what it may do here.
         """
-        self._facts = facts
         self._fence = fence
+        self._raw = channel
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._since = time.time()
         self._workers: list[int] = []
@@ -56,15 +60,22 @@ class ControlLoop:
         self._ending = trio.Event()
         self._ended = trio.Event()
         self._clients = 0
+        self._nursery: trio.Nursery | None = None
+        self._dark: dict[str, Any] | None = None
+        self._facts: MountFacts
+        self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
 
-    async def run(self, server: socket.socket, ready: Callable[[], None]) -> None:
+    async def run(self, facts: MountFacts, server: socket.socket, ready: Callable[[], None]) -> None:
         """Serve until the warden has given its proof or is gone; call `ready` as soon as signals and requests are heard."""
+        self._facts = facts
         async with trio.open_nursery() as nursery:
             await nursery.start(self._receive_signals)
             nursery.start_soon(serve, server, self._handle)
             nursery.start_soon(self._receive_from_warden)
+            self._nursery = nursery
+            nursery.start_soon(self.lease.run)
             ready()
             await self._ended.wait()
             with trio.move_on_after(1):  # let waiting clients have their answer
@@ -98,6 +109,9 @@ class ControlLoop:
             message = json.loads(data)
             if "workers" in message:
                 self._workers, self._deaths = message["workers"], message["deaths"]
+            if "dark" in message:
+                logger.warning("dark: %s", json.dumps(message["dark"]))
+                self._dark = message["dark"]
             if "ending" in message:
                 self._ending.set()
             if "proof" in message:
@@ -110,6 +124,7 @@ class ControlLoop:
         if self._reason is None:
             self._reason = reason
             self._fence.close(State.REVOKED)
+            self.lease.close()
             try:
                 await self._channel.send(json.dumps({"do": "unmount", "reason": reason}).encode())
             except OSError:
@@ -127,20 +142,60 @@ class ControlLoop:
             match request.get("do"):
                 case "status":
                     return self._status()
+                case "lock":
+                    self.lease.lock()
+                    return self._status()
+                case "unlock":
+                    return await self._unlock()
                 case "unmount":
                     await self._end("unmount")
                     with trio.move_on_after(PROOF_SECONDS):
                         await self._ended.wait()
                     return {"proof": self.proof} if self.proof else {"error": "the warden died while unmounting: see the log"}
-            return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status or unmount"}
+            return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status, lock, unlock or unmount"}
         finally:
             # Counted down only after the answer is on its way: `serve` sends it without another await in between.
             self._clients -= 1
 
+    async def _unlock(self) -> Answer:
+        self.lease.unlock()
+        with trio.move_on_after(UNLOCK_SECONDS):
+            while self.lease.lease.state is LeaseState.LOCKED:
+                await trio.sleep(0.02)
+        if self.lease.lease.state is LeaseState.LOCKED:
+            return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
+        return self._status()
+
+    def _send(self, message: Answer) -> None:
+        """Tell the warden; a packet this small never blocks."""
+        try:
+            self._raw.send(json.dumps(message).encode())
+        except OSError:
+            logger.warning("the warden does not listen any more")
+
+    def _darken(self) -> None:
+        self._send({"do": "darken"})
+
+    def _light(self) -> None:
+        self._send({"do": "light"})
+
+    def _revoke(self, reason: str) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._end, f"revoked: {reason}")
+
+    def _report(self, event: Event, lease: Lease) -> None:
+        logger.info("lease %s after %s%s", lease.state, event, f": {lease.last_error}" if lease.last_error else "")
+
     def _status(self) -> Answer:
+        lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)
         return {
             **vars(self._facts),
             "state": self._fence.state.name.lower(),
+            "lease": lease.state,
+            "lease_left_s": round(max(0.0, lease.end_at_s - now), 3),
+            "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
+            "last_error": lease.last_error,
+            "key_version": self.lease.key_version,
             "workers": self._workers,
             "worker_deaths": self._deaths,
             "uptime_s": round(time.time() - self._since, 3),

@@ -1,73 +1,201 @@
-"""The prover: a short-lived process that unwraps the DEK, checks the commitment, opens the index once and leaves the key in the key page.
+"""The prover: a short-lived process, one for each proof, that unwraps the DEK and checks the commitment.
 
-Whatever handles a key in Python is a process that ends; control only learns yes or no.
+The first one opens the index too and leaves the key in the key page; so does one that ends a lock. Whatever handles a key or a
+token in Python is a process that ends; control only learns granted, denied or no answer. A prover that is not done by its
+deadline is killed.
 """
 
 import json
 import os
 import stat
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import trio
 
 import modelfs.errors
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows
 from modelfs.control.process import fork_child, kill_child, wait_child
-from modelfs.errors import KeyAccessError, ModelfsError
+from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.index import DirEntry, FileEntry, Index
-from modelfs.format.keysfile import parse_keys
-from modelfs.keys import open_kek
-from modelfs.keys.interface import unwrap_dek
+from modelfs.format.keysfile import KeysFile, parse_keys
+from modelfs.keys.interface import Grant, KeyProvider
 from modelfs.reader.index import open_index
+from modelfs.store.local import Store
+from modelfs.trust.release import read_keys
 
 MAX_ANSWER_SIZE = 4096
+SLACK_S = 0.25
+"""For forking and importing, on top of a proof's own deadline."""
+REREAD_S = 1.0
+"""For reading the keys file once more before a denial counts."""
 
 
-def prove(kek_uri: str, pinned: Pinned, key_page: KeyPage, rows: Rows, timeout_s: float) -> None:
-    """Have a child prove that the KEK opens the pinned release, and leave the DEK in `key_page`.
+class Verdict(StrEnum):
+    """What a proof came to."""
 
-    Raises:
-        ModelfsError: What the child found wrong, as its own class.
-        KeyAccessError: No answer within `timeout_s`.
-    """
-    reading, writing = os.pipe()
+    GRANTED = "granted"
+    DENIED = "denied"
+    NO_ANSWER = "no answer"
 
-    def main() -> int:
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prover told control."""
+
+    verdict: Verdict
+    sent_at_s: float = 0.0
+    """CLOCK_BOOTTIME seconds just before the proof's first request."""
+    reason: str = ""
+    error: str = ""
+    """Name of the error's class."""
+    ttl_s: float | None = None
+    """How long the grant's token lasts; None: no end."""
+    key_version: int | None = None
+
+
+class Prover:
+    """Makes one mount's proofs. `first` blocks; `prove` is for trio. Never two at once."""
+
+    def __init__(self, open_provider: Callable[[], KeyProvider], pinned: Pinned, sealed: str, key_page: KeyPage, rows: Rows) -> None:
+        """Take what a prover needs.
+
+        Args:
+            open_provider: Opens the KEK; called in the child, so that no secret of it is ever in control.
+            pinned: The verified release.
+            sealed: Canonical path of the store, for reading the keys file once more.
+            key_page: Where DEK and session go.
+            rows: Filled by the first proof.
+        """
+        self._open_provider = open_provider
+        self._pinned = pinned
+        self._sealed = sealed
+        self._key_page = key_page
+        self._rows = rows
+        self._pid: int | None = None
+
+    def first(self, timeout_s: float) -> Answer:
+        """The proof that opens the mount.
+
+        Raises:
+            ModelfsError: It was not granted; the child's own error class and sentence.
+        """
+        pid, reading = self._start(self._open_first, timeout_s)
         try:
-            _unwrap(kek_uri, pinned, key_page, rows)
-        except ModelfsError as exc:
-            answer = {"error": type(exc).__name__, "message": str(exc)}
-            os.write(writing, json.dumps(answer).encode()[:MAX_ANSWER_SIZE])
-            return exc.exit_code
-        return 0
+            code = wait_child(pid, timeout_s + SLACK_S)
+            if code is None:
+                kill_child(pid)
+                wait_child(pid, 1)
+            answer = _read_answer(reading)
+        finally:
+            os.close(reading)
+        if answer.verdict is Verdict.GRANTED:
+            return answer
+        kind = getattr(modelfs.errors, answer.error, KeyAccessError)
+        raise kind(answer.reason)
 
-    pid = fork_child(main)
-    os.close(writing)
+    async def prove(self, write_key: bool, timeout_s: float) -> Answer:
+        """A further proof; before a denial counts, the keys file is read once more: a rewrapped entry is tried.
+
+        Args:
+            write_key: Leave the DEK in the key page (the mount is dark and wants to be lit).
+            timeout_s: Total deadline of the proof.
+        """
+        answer = await self._run(lambda: self._renew(self._pinned.keys_data(), write_key, timeout_s), timeout_s)
+        if answer.verdict is not Verdict.DENIED:
+            return answer
+        again = await self._run(lambda: self._renew_with_new_keys(write_key, timeout_s), REREAD_S)
+        return again if again.verdict is Verdict.GRANTED else answer
+
+    def kill(self) -> None:
+        """End a proof that is under way, so that nothing it says or writes can count."""
+        if self._pid is not None:
+            kill_child(self._pid)
+            wait_child(self._pid, 0.5)
+            self._pid = None
+
+    async def _run(self, action: Callable[[], Answer], timeout_s: float) -> Answer:
+        pid, reading = self._start(action, timeout_s)
+        self._pid = pid
+        fd = os.pidfd_open(pid)
+        try:
+            with trio.move_on_after(timeout_s + SLACK_S):
+                await trio.lowlevel.wait_readable(fd)
+            return _read_answer(reading)
+        finally:
+            self.kill()
+            os.close(fd)
+            os.close(reading)
+
+    def _start(self, action: Callable[[], Answer], timeout_s: float) -> tuple[int, int]:
+        reading, writing = os.pipe()
+
+        def main() -> int:
+            try:
+                answer = action()
+            except KeyDeniedError as exc:
+                answer = Answer(Verdict.DENIED, reason=str(exc), error=type(exc).__name__)
+            except ModelfsError as exc:
+                answer = Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
+            os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
+            return 0
+
+        pid = fork_child(main)
+        os.close(writing)
+        return pid, reading
+
+    # -- in the child
+
+    def _open_first(self) -> Answer:
+        sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        pinned = self._pinned
+        grant = self._grant(parse_keys(pinned.keys_data()), False, 60.0)
+        index = open_index(pinned.index_ciphertext(), pinned.manifest, grant.dek)
+        self._rows.write(_rows(index))
+        self._key_page.write(grant.dek)
+        return _granted(grant, sent_at_s)
+
+    def _renew(self, keys_data: bytes, write_key: bool, timeout_s: float) -> Answer:
+        sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        grant = self._grant(parse_keys(keys_data), True, timeout_s)
+        if write_key:
+            self._key_page.write(grant.dek)
+        return _granted(grant, sent_at_s)
+
+    def _renew_with_new_keys(self, write_key: bool, timeout_s: float) -> Answer:
+        with Store(Path(self._sealed)) as store:
+            keys = read_keys(store, self._pinned.manifest)
+        if keys == parse_keys(self._pinned.keys_data()):
+            raise KeyDeniedError("the keys file is unchanged")
+        sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        grant = self._grant(keys, True, timeout_s)
+        if write_key:
+            self._key_page.write(grant.dek)
+        return _granted(grant, sent_at_s)
+
+    def _grant(self, keys: KeysFile, opened_before: bool, timeout_s: float) -> Grant:
+        session = self._key_page.read_session()
+        grant = self._open_provider().prove(keys, self._pinned.manifest, session, opened_before, timeout_s)
+        self._key_page.write_session(grant.session or b"")
+        return grant
+
+
+def _granted(grant: Grant, sent_at_s: float) -> Answer:
+    return Answer(Verdict.GRANTED, sent_at_s, ttl_s=grant.ttl_s, key_version=grant.key_version)
+
+
+def _read_answer(reading: int) -> Answer:
+    """What the child wrote; no answer if it wrote nothing, because it was killed or died."""
+    os.set_blocking(reading, False)
     try:
-        code = wait_child(pid, timeout_s)
-        if code is None:
-            kill_child(pid)
-            wait_child(pid, 1)
-            raise KeyAccessError(f"the KEK {kek_uri} did not open the key within {timeout_s:g} s: check where it lies")
-        if code != 0:
-            raise _error(os.read(reading, MAX_ANSWER_SIZE), code)
-    finally:
-        os.close(reading)
-
-
-def _error(answer: bytes, code: int) -> ModelfsError:
-    try:
-        fields = json.loads(answer)
-        kind = getattr(modelfs.errors, fields["error"])
-        return kind(fields["message"]) if issubclass(kind, ModelfsError) else KeyAccessError(fields["message"])
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return KeyAccessError(f"the prover failed with exit code {code}: see the log")
-
-
-def _unwrap(kek_uri: str, pinned: Pinned, key_page: KeyPage, rows: Rows) -> None:
-    manifest = pinned.manifest
-    dek = unwrap_dek(open_kek(kek_uri), parse_keys(pinned.keys_data()), manifest)
-    index = open_index(pinned.index_ciphertext(), manifest, dek)
-    rows.write(_rows(index))
-    key_page.write(dek)
+        fields = json.loads(os.read(reading, MAX_ANSWER_SIZE))
+        return Answer(**{**fields, "verdict": Verdict(fields["verdict"])})
+    except (BlockingIOError, ValueError, TypeError, KeyError):
+        return Answer(Verdict.NO_ANSWER, reason="the proof was not done by its deadline", error="KeyServiceError")
 
 
 def _rows(index: Index) -> list[tuple[int, int]]:

@@ -19,14 +19,18 @@ import trio
 
 from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
+from modelfs.control.leasing import Effects, LeaseHolder, LeasePolicy
 from modelfs.control.loop import ControlLoop, MountFacts
 from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
-from modelfs.control.prover import prove
+from modelfs.control.prover import Prover
 from modelfs.control.socket import canonical_mountpoint, listen, socket_path
 from modelfs.crypto.signing import TrustedKeys
 from modelfs.errors import ConfigError, MountError, MountLostError
 from modelfs.format.canonical import serialize
+from modelfs.format.fields import parse_time
+from modelfs.keys import open_kek
+from modelfs.keys.vault_settings import VaultSettings
 from modelfs.mount.mountinfo import top_mount
 from modelfs.mount.session import MountOptions, Session, open_session
 from modelfs.mount.teardown import tear_down
@@ -58,6 +62,8 @@ class MountRequest:
     allow_other: bool
     appearance: Appearance
     state_dir: Path
+    lease: LeasePolicy
+    vault: VaultSettings | None
 
 
 def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -85,13 +91,21 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
         state.check(release)
         pinned = _pin(store, release)
     fence, key_page, rows = Fence(), KeyPage(), Rows()
-    prove(request.kek, pinned, key_page, rows, PROVE_SECONDS)
+    prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
+    first = prover.first(PROVE_SECONDS)
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
         share = MountShare(session, fence, key_page, pinned, rows, sealed, request.appearance)
-        fence.open_epoch()
-        return _serve(share, request.workers, server, lambda: state.record(release), ready)
+        expires = release.manifest.expires
+        expires_at = parse_time(expires).timestamp() if expires else None
+
+        def lease(effects: Effects) -> LeaseHolder:
+            holder = LeaseHolder(request.lease, prover, fence, key_page, effects, expires_at)
+            holder.start(first)
+            return holder
+
+        return _serve(share, request, server, lease, lambda: state.record(release), ready)
     finally:
         socket_path(mountpoint).unlink(missing_ok=True)
         server.close()
@@ -121,21 +135,22 @@ def _pin(store: Store, release: VerifiedRelease) -> Pinned:
 
 def _serve(
     share: MountShare,
-    workers: int,
+    request: MountRequest,
     server: socket.socket,
+    lease: Callable[[Effects], LeaseHolder],
     record: Callable[[], None],
     ready: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    warden = _start_warden(share, theirs, workers)
-    theirs.close()
     manifest = share.pinned.manifest
-    facts = MountFacts(share.session.mountpoint, str(share.sealed), manifest.model, manifest.release, os.getpid(), warden)
-    loop = ControlLoop(facts, share.fence, ours)
+    loop = ControlLoop(share.fence, ours, lease)  # opens the fence: the first proof is a grant
+    warden = _start_warden(share, theirs, request.workers)
+    theirs.close()
+    facts = MountFacts(share.session.mountpoint, str(share.sealed), manifest.model, manifest.release, request.kek, os.getpid(), warden)
     try:
         _probe(share.session)
         record()
-        trio.run(loop.run, server, partial(ready, vars(facts)))
+        trio.run(loop.run, facts, server, partial(ready, vars(facts)))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
         ended = wait_child(warden, 15.0)

@@ -15,20 +15,14 @@ from typing import Any
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, is_attached
-<<<<<<< HEAD
 from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
-from modelfs.mount.worker import MountShare, Worker, start_worker
-=======
-from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
 """Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
 RESPAWN_SECONDS = 1.0
-<<<<<<< HEAD
 DEADLINE_POLL_SECONDS = 0.5
 """How long a deadline that control has moved may go unnoticed; the workers look at every request."""
-=======
 REASON_MS = 20
 
 logger = logging.getLogger(__name__)
