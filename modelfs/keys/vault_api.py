@@ -126,9 +126,9 @@ class VaultApi:
     def token(self, token: str) -> None:
         self._adapter.token = token
 
-    def login(self, mount: str, **fields: Any) -> dict[str, Any]:
-        """Log in with a method that hvac wants to do in its own way (TLS certificate)."""
-        answer: dict[str, Any] = self._adapter.post(url=f"/v1/auth/{mount}/login", json=fields)
+    def post(self, path: str, **fields: str) -> dict[str, Any]:
+        """A call that hvac does not have, or wants to make over a connection of its own (login by TLS certificate)."""
+        answer: dict[str, Any] = self._adapter.post(url=f"/v1/{path}", json=fields)
         return answer
 
     def close(self) -> None:

@@ -205,7 +205,7 @@ class VaultConnection:
             elif isinstance(auth, Jwt):
                 answer = api.client.auth.jwt.jwt_login(auth.role, self._secret(auth.token_file, "JWT"), use_token=False, path=auth.mount)
             else:
-                answer = api.login(auth.mount, **({} if auth.role is None else {"name": auth.role}))
+                answer = api.post(f"auth/{auth.mount}/login", **({} if auth.role is None else {"name": auth.role}))
         except RefusedError as refusal:
             if refusal.status == 403:
                 raise KeyDeniedError(f"the key service {self.endpoint} denies the {what}: check the role and what it is bound to") from None
@@ -269,7 +269,7 @@ class VaultConnection:
     def _unwrap_secret_id(self, api: VaultApi, auth: AppRole) -> str:
         wrapping_token = self._secret(auth.secret_id_file, "wrapped secret id")
         try:
-            path = text_at(api.client.sys.read_wrapping_properties(wrapping_token), "data", "creation_path")
+            path = text_at(api.post("sys/wrapping/lookup", token=wrapping_token), "data", "creation_path")
             if not re.fullmatch(rf"(?:.*/)?auth/{re.escape(auth.mount)}/role/[^/]+/(?:custom-)?secret-id", path):
                 raise KeyServiceError(
                     f"{auth.secret_id_file} wraps something else than a secret id of auth/{auth.mount}: treat it as swapped"
