@@ -136,9 +136,15 @@ def step(lease: Lease, happening: Happening, now_s: float) -> tuple[Lease, tuple
     return replace(lease, state=state, end_at_s=end_at_s, failures=failures, last_error=happening.reason or lease.last_error), actions
 
 
-def renew_delay_s(renew_every_s: float, random_fraction: float) -> float:
-    """When to prove again after a grant: jitter (0 to 10 %) only shortens it, or the bound would not hold."""
-    return renew_every_s * (1 - 0.1 * random_fraction)
+def renew_delay_s(renew_every_s: float, left_s: float, random_fraction: float) -> float:
+    """When to prove again after a grant: jitter (0 to 10 %) only shortens it, or the bound would not hold.
+
+    Args:
+        renew_every_s: The operator's interval.
+        left_s: What is left of the lease: near a token's own end it is less than the interval, and half of it must do.
+        random_fraction: 0 to 1.
+    """
+    return min(renew_every_s, max(0.1, left_s / 2)) * (1 - 0.1 * random_fraction)
 
 
 def retry_delay_s(renew_every_s: float, failures: int, random_fraction: float) -> float:

@@ -99,7 +99,7 @@ class LeaseHolder:
         self.key_version = answer.key_version
         if self.lease.state is LeaseState.GRANTED:
             self._fence.open_epoch(self._deadline_ns())
-            self._next_proof_at = self._clocks.boot_s() + renew_delay_s(self.policy.renew_every_s, self._clocks.chance())
+            self._next_proof_at = self._clocks.boot_s() + self._renew_delay_s()
 
     async def run(self) -> None:
         """Prove, watch the clocks, and act, until cancelled."""
@@ -126,6 +126,10 @@ class LeaseHolder:
     def _deadline_ns(self) -> int:
         return int(self.lease.end_at_s * 1e9)
 
+    def _renew_delay_s(self) -> float:
+        left_s = self.lease.end_at_s - self._clocks.boot_s()
+        return renew_delay_s(self.policy.renew_every_s, left_s, self._clocks.chance())
+
     def _happening(self, answer: Answer) -> Happening:
         match answer.verdict:
             case Verdict.GRANTED:
@@ -150,7 +154,7 @@ class LeaseHolder:
             case Action.EXTEND:
                 self._fence.extend(self._deadline_ns())
             case Action.RENEW_LATER:
-                self._schedule(now + renew_delay_s(self.policy.renew_every_s, self._clocks.chance()))
+                self._schedule(now + self._renew_delay_s())
             case Action.RETRY_LATER:
                 self._schedule(now + retry_delay_s(self.policy.renew_every_s, self.lease.failures, self._clocks.chance()))
             case Action.PROVE_NOW:

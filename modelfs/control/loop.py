@@ -184,7 +184,9 @@ class ControlLoop:
             self._nursery.start_soon(self._end, f"revoked: {reason}")
 
     def _report(self, event: Event, lease: Lease) -> None:
-        logger.info("lease %s after %s%s", lease.state, event, f": {lease.last_error}" if lease.last_error else "")
+        left = lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME)
+        error = f": {lease.last_error}" if lease.last_error else ""
+        logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
 
     def _status(self) -> Answer:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)

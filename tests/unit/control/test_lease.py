@@ -120,7 +120,8 @@ def test_light_never_without_a_grant_that_still_counts(history: list[tuple[Event
 
 def test_jitter_only_shortens_and_backoff_is_bounded() -> None:
     for fraction in (0.0, 0.5, 1.0):
-        assert 27.0 <= renew_delay_s(30, fraction) <= 30
+        assert 27.0 <= renew_delay_s(30, 300, fraction) <= 30
+        assert 0.9 <= renew_delay_s(30, 2, fraction) <= 1, "near a token's end"
         delays = [retry_delay_s(30, failures, fraction) for failures in range(1, 100)]
         assert all(0 < delay <= 30 for delay in delays)
         assert all(a <= b for a, b in itertools.pairwise(delays))
