@@ -1,5 +1,7 @@
 """Fixtures of all tests: keys made once, a builder of sealed models, and a guard against mounts that are left behind."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def fuse_mounts(below: Path) -> set[str]:
     """Mountpoints of FUSE file systems at or below a directory."""
     found = set()
-    lines = Path("/proc/self/mounts").read_text().splitlines()
+    lines = os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()
     assert lines, "/proc/self/mounts is empty"
     for line in lines:
         _source, escaped, kind = line.split(" ")[:3]
-        point = escaped.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        point = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), os.fsencode(escaped)))
         if kind.partition(".")[0] in ("fuse", "fuseblk") and (Path(point) == below or below in Path(point).parents):
             found.add(point)
     return found
