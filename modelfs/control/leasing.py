@@ -5,7 +5,7 @@ that would give it is killed first. The fence carries the lease's end, so worker
 """
 
 import logging
-import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Clocks:
 
     boot_s: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
     wall_s: Callable[[], float] = time.time
-    chance: Callable[[], float] = random.random
+    chance: Callable[[], float] = secrets.SystemRandom().random
 
 
 @dataclass(frozen=True)
