@@ -191,7 +191,7 @@ class LeaseHolder:
             left = float("inf") if self._next_proof_at is None else self._next_proof_at - self._clocks.boot_s()
             if left <= 0:
                 return
-            with trio.move_on_after(left):
+            with trio.move_on_after(max(left, 0.001)):  # two clocks: less would be no wait at all for trio's
                 await wake.wait()
 
     async def _prove(self) -> None:
