@@ -20,6 +20,7 @@ LAYERS = [
     ("seal",),
     ("control",),
     ("mount",),
+    ("doctor",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names} | {"__main__": len(LAYERS)}
