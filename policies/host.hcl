@@ -12,3 +12,8 @@ path "auth/token/lookup-self" {
 path "auth/token/renew-self" {
   capabilities = ["update"]
 }
+
+# For `modelfs doctor`: what this login itself may do, and nothing about others.
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}

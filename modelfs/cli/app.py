@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import modelfs
-from modelfs.cli import keygen, model, mount, pubkey
+from modelfs.cli import doctor, keygen, model, mount, pubkey
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
@@ -28,6 +28,7 @@ app.add_typer(keygen.app, name="keygen")
 model.register(app)
 mount.register(app)
 pubkey.register(app)
+doctor.register(app)
 
 
 def _version(wanted: bool) -> None:

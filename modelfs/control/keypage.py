@@ -55,6 +55,15 @@ class KeyPage:
         self.write_session(b"")
 
 
+def has_secret_memory() -> bool:
+    """Whether memfd_secret works here."""
+    page = _secret_page()
+    if page is None:
+        return False
+    page.close()
+    return True
+
+
 def _secret_page() -> mmap.mmap | None:
     fd = libc.syscall(_SYS_MEMFD_SECRET, 0)
     if fd < 0:

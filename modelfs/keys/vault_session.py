@@ -115,7 +115,7 @@ class VaultConnection:
         if self._api is not None:
             yield self._api
             return
-        self._load_certificate()
+        self.load_certificate()
         self._api = VaultApi(Wire(self.endpoint, timeout_s), self._settings.namespace)
         try:
             if is_proof or self.session is None or not self.session.is_fresh(self._clock()):
@@ -296,7 +296,7 @@ class VaultConnection:
             raise KeyServiceError(f"the {what} {path} is not one word of text")
         return text
 
-    def _load_certificate(self) -> None:
+    def load_certificate(self) -> None:
         """Present the client certificate on every connection: the service wants to see it when a token is renewed, too."""
         auth = self._settings.auth
         if not isinstance(auth, Certificate) or self._has_certificate:

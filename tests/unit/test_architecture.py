@@ -21,6 +21,7 @@ LAYERS = [
     ("control",),
     ("mount",),
     ("config",),
+    ("doctor",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names} | {"__main__": len(LAYERS)}

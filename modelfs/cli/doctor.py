@@ -1,0 +1,68 @@
+"""`modelfs doctor`: what is wrong on this host, and with its access to keys."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelfs.cli import vault_options
+from modelfs.cli.output import print_json, printable
+from modelfs.cli.values import default_state_dir
+from modelfs.doctor.check import Check, has_errors
+from modelfs.errors import ConfigError, KeyAccessError
+from modelfs.keys import open_kek
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command(
+        epilog="Example: modelfs doctor --kek vault:transit/models --vault-address https://vault:8200 --vault-auth token:/run/modelfs/token"
+    )(doctor)
+
+
+def doctor(
+    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK of this host: also check that it can be used.")] = "",
+    state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
+    vault_address: vault_options.Address = "",
+    vault_auth: vault_options.Auth = "",
+    vault_namespace: vault_options.Namespace = "",
+    vault_ca_file: vault_options.CaFile = None,
+    insecure_http: vault_options.InsecureHttp = False,
+    allow_batch_tokens: vault_options.AllowBatch = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this host and, with --kek, its access to the key. Exit code 2: the host must be mended; 5: the key cannot be had."""
+    from modelfs.doctor.host import Host, check_host
+
+    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
+    if not kek and (vault_auth or vault_address):
+        raise ConfigError("the Vault's options say nothing without a key: add --kek, for example --kek vault:transit/models")
+    keys: list[Check] = []
+    if kek.startswith("vault:"):
+        open_kek(kek, settings)  # a missing package or a malformed option is an error of its own
+        from modelfs.doctor.vault import check_vault
+
+        keys = check_vault(kek, settings)
+    elif kek:
+        keys = [_check_file(kek)]
+    host = check_host(Host((state_dir or default_state_dir()).absolute()))
+    checks = [*host, *keys]
+    if json:
+        print_json({"checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            advice = f" -> {check.advice}" if check.advice else ""
+            typer.echo(f"{check.level:<8}{check.name}: {printable(check.found + advice)}")
+    if has_errors(host):
+        raise typer.Exit(ConfigError.exit_code)
+    if has_errors(keys):
+        raise typer.Exit(KeyAccessError.exit_code)
+
+
+def _check_file(uri: str) -> Check:
+    try:
+        open_kek(uri)
+    except KeyAccessError as exc:
+        return Check("kek", "error", str(exc), "mend the file, or name another with --kek")
+    return Check("kek", "ok", f"{uri} can be read")
