@@ -43,6 +43,13 @@ class LruMap(Generic[K, V]):
             if self._dropped:
                 self._dropped(gone)
 
+    def drop(self, key: K) -> bool:
+        """Drop one item; whether it was there."""
+        value = self._items.pop(key, None)
+        if value is not None and self._dropped:
+            self._dropped(value)
+        return value is not None
+
     def clear(self) -> None:
         """Drop everything."""
         while self._items:

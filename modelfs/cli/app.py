@@ -1,5 +1,6 @@
 """The `modelfs` program: its commands and its exit codes."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -45,6 +46,14 @@ def _root(
 
 def main() -> None:
     """Run the program: errors become one sentence and an exit code, never a traceback."""
+    for fd in (0, 1, 2):  # closed standard streams would let a secret file take their numbers
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  for the life of the process
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except ModelfsError as exc:

@@ -5,24 +5,30 @@ import json as json_module
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import modelfs.errors
 from modelfs.cli import vault_options
-from modelfs.cli.output import print_json, printable
-from modelfs.cli.values import check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
-from modelfs.control.socket import canonical_mountpoint, request, runtime_dir, socket_path
+from modelfs.cli.output import note, print_json, printable
+from modelfs.cli.values import check_id, check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
+from modelfs.config.mount_file import read_mount_file
+from modelfs.control.process import close_others, die_with_parent, outlive_parent
+from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
 from modelfs.crypto.signing import load_trusted_keys
-from modelfs.errors import ConfigError, ModelfsError, MountError
+from modelfs.errors import ConfigError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory, or where a model is mounted.")]
 
 MAX_REPORT_SIZE = 65536
+ANSWER_SECONDS = 3
+"""A control process that is well answers in milliseconds, whatever the store or the key service do."""
+FORCED_SECONDS = 30
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +42,20 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
 
 
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a file's values the defaults of the options that the command line does not give."""
+    if path is not None:
+        found = read_mount_file(path)
+        fields = {name: value for name, value in found if value is not None and name != "vault"}
+        if "workers" in fields:
+            fields["workers"] = str(fields["workers"])
+        context.default_map = fields
+        context.obj = found.vault
+    return path
+
+
 def mount(
+    context: typer.Context,
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
     mountpoint: Mountpoint,
     model: Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")],
@@ -52,6 +71,8 @@ def mount(
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C unmounts.")] = False,
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
+    audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Append every event to FILE (JSON lines).")] = None,
+    audit_required: Annotated[bool, typer.Option("--audit-required", help="Do not serve while --audit cannot be written.")] = False,
     renew_every: Annotated[float, typer.Option("--renew-every", help="Seconds between proofs that the key may still be held.")] = 30,
     ttl: Annotated[float, typer.Option("--ttl", help="Seconds that a proof counts: how long an outage may last.")] = 300,
     proof_timeout: Annotated[float, typer.Option("--proof-timeout", help="Seconds that one proof may take.")] = 1,
@@ -61,6 +82,12 @@ def mount(
     vault_ca_file: vault_options.CaFile = None,
     insecure_http: vault_options.InsecureHttp = False,
     allow_batch_tokens: vault_options.AllowBatch = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", callback=_read_config, is_eager=True, help="Options from a TOML file; the command line wins."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
@@ -81,18 +108,23 @@ def mount(
         workers=parse_workers(workers),
         allow_other=allow_other,
         appearance=Appearance(
-            os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid, parse_octal(mode) if mode else None
+            os.geteuid() if uid is None else check_id(uid),
+            os.getegid() if gid is None else check_id(gid),
+            parse_octal(mode) if mode else None,
         ),
         state_dir=state.absolute(),
+        audit=audit.absolute() if audit else None,
+        audit_required=audit_required,
         lease=parse_lease(renew_every, ttl, proof_timeout),
-        vault=vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens),
+        vault=vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
+        or context.obj,
     )
 
     def announce(facts: dict[str, Any]) -> None:
         if json:
             print_json(facts)
         else:
-            typer.echo(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}")
+            typer.echo(printable(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}"))
         sys.stdout.flush()
 
     if foreground:
@@ -137,8 +169,11 @@ def _escape(record: logging.LogRecord) -> bool:
 def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path) -> None:
     """Run in a child of its own session; return when it is ready, raise its error when it is not."""
     reading, writing = os.pipe()
+    parent = os.getpid()
     if os.fork() == 0:
-        os.close(reading)
+        # Until it is ready the daemon ends with the command that waits for it: an interrupted mount never comes to life later.
+        die_with_parent(parent)
+        close_others({writing})
         os._exit(_daemon(run, writing, log))
     os.close(writing)
     report = b""
@@ -161,6 +196,7 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
     def report(answer: dict[str, Any]) -> None:
         nonlocal reported
         reported = True
+        outlive_parent()
         with contextlib.suppress(OSError):
             os.write(writing, json_module.dumps(answer).encode()[:MAX_REPORT_SIZE])
         os.close(writing)
@@ -189,18 +225,23 @@ def status(
 ) -> None:
     """Show this user's mounts, or one: model, release, state, process ids."""
     if mountpoint is not None:
-        answers = [request(socket_path(canonical_mountpoint(mountpoint)), {"do": "status"}, 5)]
+        answers = [request(_find_socket(mountpoint), {"do": "status"}, ANSWER_SECONDS)]
     else:
         answers = []
         for path in sorted(runtime_dir().glob("*.sock")) if runtime_dir().is_dir() else []:
-            with contextlib.suppress(MountError):
-                answers.append(request(path, {"do": "status"}, 5))
+            try:
+                answers.append(request(path, {"do": "status"}, ANSWER_SECONDS))
+            except NotAnsweringError as exc:
+                note(str(exc))
+            except MountError:
+                continue  # a socket that a dead mount left
     if json:
         print_json(answers[0] if mountpoint is not None else answers)
         return
     for answer in answers:
         typer.echo(
-            f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']} for {answer['uptime_s']:.0f} s, "
+            f"{printable(answer['mountpoint'])}: {answer['model']} release {answer['release']}, "
+            f"{answer['state']} for {answer['uptime_s']:.0f} s, lease {answer['lease']} for {answer['lease_left_s']:.0f} s, "
             f"control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
             f"({answer['worker_deaths']} replaced)"
         )
@@ -210,26 +251,59 @@ def status(
 
 def unmount(mountpoint: Mountpoint, json: Json = False) -> None:
     """End access at once, open files and mappings included, and print the proof."""
-    path = socket_path(canonical_mountpoint(mountpoint))
-    answer = request(path, {"do": "unmount"}, 60, wait_for_end=True)
+    path = _find_socket(mountpoint)
+    try:
+        request(path, {"do": "status"}, ANSWER_SECONDS)  # whether it answers at all
+        answer = request(path, {"do": "unmount"}, 60 + ANSWER_SECONDS, wait_for_end=True)
+    except NotAnsweringError as exc:
+        _end_silent(mountpoint, exc.pid)
     print_proof(answer["proof"], json)
+
+
+def _end_silent(mountpoint: Path, pid: int) -> NoReturn:
+    """A control process that is stopped or hangs cannot be asked: it is ended, and the warden does the unmount sequence."""
+    from modelfs.mount.mountinfo import top_mount
+
+    end_process(pid, 5)
+    place, deadline = os.fsencode(canonical_mountpoint(mountpoint)), time.monotonic() + FORCED_SECONDS
+    while (top := top_mount(place)) is not None and top.fs_type == "fuse.modelfs" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if top is not None and top.fs_type == "fuse.modelfs":
+        raise MountError(f"control process {pid} was ended, but the mount is still there: see its log, and end the readers")
+    raise MountLostError(f"control process {pid} did not answer and was ended; the warden took the mount down: the proof is in its log")
+
+
+def _find_socket(mountpoint: Path) -> Path:
+    """The socket of the mount at a path: by name, or by device where a directory above has been renamed since."""
+    canonical = canonical_mountpoint(mountpoint)
+    path = socket_path(canonical)
+    if path.exists() or not runtime_dir().is_dir():
+        return path
+    from modelfs.mount.mountinfo import top_mount
+
+    top = top_mount(os.fsencode(canonical))
+    for other in sorted(runtime_dir().glob("*.sock")) if top else []:
+        with contextlib.suppress(MountError):
+            if top and request(other, {"do": "status"}, ANSWER_SECONDS).get("device") == top.device:
+                return other
+    return path
 
 
 def lock(mountpoint: Mountpoint, json: Json = False) -> None:
     """Pause: readers get an error, keys and cached plaintext go, the mount stays until `modelfs unlock`."""
-    _say(request(socket_path(canonical_mountpoint(mountpoint)), {"do": "lock"}, 30), json)
+    _say(request(_find_socket(mountpoint), {"do": "lock"}, 30), json)
 
 
 def unlock(mountpoint: Mountpoint, json: Json = False) -> None:
     """End an operator's pause: the key service is asked again, and the mount serves if it grants."""
-    _say(request(socket_path(canonical_mountpoint(mountpoint)), {"do": "unlock"}, 30), json)
+    _say(request(_find_socket(mountpoint), {"do": "unlock"}, 30), json)
 
 
 def _say(answer: dict[str, Any], json: bool) -> None:
     if json:
         print_json(answer)
     else:
-        typer.echo(f"{answer['mountpoint']}: {answer['lease']}")
+        typer.echo(f"{printable(answer['mountpoint'])}: {answer['lease']}")
 
 
 def print_proof(proof: dict[str, Any], json: bool) -> None:
@@ -243,7 +317,7 @@ def print_proof(proof: dict[str, Any], json: bool) -> None:
             if proof["resident_bytes"] is None
             else f"{proof['resident_bytes']} bytes"
         )
-        typer.echo(f"unmounted {proof['mountpoint']} ({proof['model']} release {proof['release']}, {proof['reason']})")
+        typer.echo(f"unmounted {printable(proof['mountpoint'])} ({proof['model']} release {proof['release']}, {proof['reason']})")
         typer.echo(f"steps, ms from the start: {steps}")
         typer.echo(f"plaintext left in the page cache: {resident}")
     if not proof["evicted"] or not proof["detached"] or proof["resident_bytes"]:

@@ -67,6 +67,13 @@ def parse_workers(text: str) -> int:
     return int(text)
 
 
+def check_id(number: int) -> int:
+    """A user or group id."""
+    if not 0 <= number < 2**32 - 1:
+        raise ConfigError(f"{number} is no user or group id: use 0 to {2**32 - 2}")
+    return number
+
+
 def parse_octal(text: str) -> int:
     """Permission bits in octal."""
     if not re.fullmatch(r"0?[0-7]{3}", text):

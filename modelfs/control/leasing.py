@@ -5,7 +5,7 @@ that would give it is killed first. The fence carries the lease's end, so worker
 """
 
 import logging
-import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Clocks:
 
     boot_s: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
     wall_s: Callable[[], float] = time.time
-    chance: Callable[[], float] = random.random
+    chance: Callable[[], float] = secrets.SystemRandom().random
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class LeaseHolder:
             left = float("inf") if self._next_proof_at is None else self._next_proof_at - self._clocks.boot_s()
             if left <= 0:
                 return
-            with trio.move_on_after(left):
+            with trio.move_on_after(max(left, 0.001)):  # two clocks: less would be no wait at all for trio's
                 await wake.wait()
 
     async def _prove(self) -> None:

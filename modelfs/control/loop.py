@@ -13,10 +13,12 @@ from typing import Any
 
 import trio
 
+from modelfs.audit.log import AuditKind, AuditLog
 from modelfs.control.fence import Fence, State
 from modelfs.control.lease import Event, Lease, LeaseState
 from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.socket import Answer, serve
+from modelfs.errors import ConfigError
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
@@ -24,6 +26,25 @@ UNLOCK_SECONDS = 10.0
 """A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
+
+
+_AUDITED: dict[Event, AuditKind] = {
+    Event.NO_ANSWER: AuditKind.RENEWAL_FAILED,
+    Event.DENIAL: AuditKind.DENIED,
+    Event.LEASE_END: AuditKind.LOCKED,
+    Event.CLOCK_JUMP: AuditKind.LOCKED,
+    Event.EXPIRY: AuditKind.LOCKED,
+    Event.LOCK: AuditKind.LOCKED,
+}
+"""What of the lease is recorded; grants are not, but for the one that ends a lock."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Where events go, and whether a mount may serve without."""
+
+    log: AuditLog
+    is_required: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class MountFacts:
     model: str
     release: int
     kek: str
+    device: str
     control: int
     warden: int
 
@@ -42,7 +64,7 @@ class MountFacts:
 class ControlLoop:
     """One mount's control process, from ready to gone."""
 
-    def __init__(self, fence: Fence, channel: socket.socket, lease: Callable[[Effects], LeaseHolder]) -> None:
+    def __init__(self, fence: Fence, channel: socket.socket, lease: Callable[[Effects], LeaseHolder], audit: "Audit | None" = None) -> None:
         """Take a mount whose first proof was granted.
 
         Args:
@@ -61,8 +83,11 @@ class ControlLoop:
         self._ended = trio.Event()
         self._clients = 0
         self._nursery: trio.Nursery | None = None
+        self._was_dark = False
         self._dark: dict[str, Any] | None = None
         self._facts: MountFacts
+        self._audit = audit
+        self._audit_error: str | None = None
         self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
@@ -187,6 +212,27 @@ class ControlLoop:
         left = lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME)
         error = f": {lease.last_error}" if lease.last_error else ""
         logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
+        kind = _AUDITED.get(event)
+        was_dark, self._was_dark = self._was_dark, lease.state in (LeaseState.LOCKED, LeaseState.PAUSED)
+        if kind is AuditKind.LOCKED and was_dark:
+            return  # it was dark before
+        if event is Event.GRANT and was_dark:
+            kind = AuditKind.UNLOCK
+        if kind is not None:
+            self.audit(kind, lease.last_error or str(event))
+
+    def audit(self, kind: AuditKind, reason: str, proof: dict[str, Any] | None = None) -> None:
+        """Record an event, after whatever it is about has been done. A mount that must not serve unaudited is locked."""
+        if self._audit is None:
+            return
+        try:
+            self._audit.log.write(kind, self.lease.key_version, reason, proof)
+            self._audit_error = None
+        except ConfigError as exc:
+            logger.error("%s", exc)
+            self._audit_error = str(exc)
+            if self._audit.is_required and kind not in (AuditKind.LOCKED, AuditKind.REVOKED, AuditKind.UNMOUNT):
+                self.lease.lock()
 
     def _status(self) -> Answer:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -198,6 +244,7 @@ class ControlLoop:
             "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
             "last_error": lease.last_error,
             "key_version": self.lease.key_version,
+            "audit_error": self._audit_error,
             "workers": self._workers,
             "worker_deaths": self._deaths,
             "uptime_s": round(time.time() - self._since, 3),

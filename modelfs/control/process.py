@@ -33,6 +33,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
+def outlive_parent() -> None:
+    """Undo `die_with_parent`."""
+    libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def fork_child(main: Callable[[], int]) -> int:
     """Run `main` in a forked child, which exits with its result (70 after an exception, which is logged). The child's pid.
 

@@ -4,12 +4,15 @@ Only root and the user who mounted may speak; a request has 4 KiB and 5 seconds;
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import select
+import signal
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +58,59 @@ def socket_path(mountpoint: str) -> Path:
     return runtime_dir() / (hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32] + ".sock")
 
 
+@contextlib.contextmanager
+def mountpoint_lock(mountpoint: str) -> Iterator[None]:
+    """Hold a mountpoint for the life of a mount: of two daemons that start at once, one is refused.
+
+    Raises:
+        MountError: Another process holds it, or the directory is not ours alone.
+    """
+    path = socket_path(mountpoint).with_suffix(".lock")
+    _check_runtime_dir()
+    try:
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:  # else its last holder has just removed it
+                    break
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+    except BlockingIOError:
+        raise MountError(f"{mountpoint} is mounted already, or just being mounted: see `modelfs status`") from None
+    except OSError as exc:
+        raise MountError(f"cannot make the lock {path}: {os.strerror(exc.errno or 0)}") from exc
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _check_runtime_dir() -> None:
+    directory = runtime_dir()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = os.lstat(directory)
+    except OSError as exc:
+        raise MountError(f"cannot use {directory}: {os.strerror(exc.errno or 0)}") from exc
+    if info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        raise MountError(f"{directory} is not owned by this user alone: remove it, or mend its mode")
+
+
 def listen(mountpoint: str) -> socket.socket:
-    """Bind the socket of a mount, which only its owner may open.
+    """Bind the socket of a mount, which only its owner may open. The caller holds `mountpoint_lock`.
 
     Raises:
         MountError: A live mount has it, or the directory is not ours alone.
     """
-    directory, path = runtime_dir(), socket_path(mountpoint)
+    path = socket_path(mountpoint)
+    _check_runtime_dir()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = os.lstat(directory)
-        if info.st_uid != os.geteuid() or info.st_mode & 0o022:
-            raise MountError(f"{directory} is not owned by this user alone: remove it, or mend its mode")
         if path.exists():
-            if _connects(path):
+            if is_live(path):
                 raise MountError(f"{mountpoint} is mounted already: `modelfs unmount {mountpoint}` first")
             path.unlink()  # left by a process that died
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -83,7 +125,8 @@ def listen(mountpoint: str) -> socket.socket:
         raise MountError(f"cannot make the control socket {path}: {os.strerror(exc.errno or 0)}") from exc
 
 
-def _connects(path: Path) -> bool:
+def is_live(path: Path) -> bool:
+    """Whether some process listens at a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         try:
             client.connect(str(path))
@@ -144,6 +187,7 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
     Raises:
         MountError: Nobody listens, the answer is late or is an error.
     """
+    pid = 0
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(timeout_s)
@@ -161,8 +205,10 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
         raise MountError("no modelfs mount answers there: see `modelfs status` for those that do") from None
     except PermissionError:
         raise MountError("this mount belongs to another user: ask them, or root") from None
-    except (OSError, ValueError) as exc:
-        raise MountError(f"the mount's control process did not answer ({type(exc).__name__}): see its log") from None
+    except TimeoutError:
+        raise NotAnsweringError(pid) from None
+    except (OSError, ValueError):
+        raise MountError("the mount is just ending: `modelfs status` shows whether it is gone") from None
     if wait_for_end:
         _wait_for_end(pid, 5.0)
     if "error" in answer:
@@ -170,9 +216,25 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
     return dict(answer)
 
 
-def _wait_for_end(pid: int, timeout_s: float) -> None:
-    import select
+class NotAnsweringError(MountError):
+    """A control process listens and does not answer: it is stopped, or hangs."""
 
+    def __init__(self, pid: int) -> None:
+        """Remember whom to end."""
+        super().__init__(
+            f"the mount's control process {pid} does not answer: `modelfs unmount` ends it, and the warden takes the mount down"
+        )
+        self.pid = pid
+
+
+def end_process(pid: int, timeout_s: float) -> None:
+    """SIGKILL a process and wait for its end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _wait_for_end(pid, timeout_s)
+
+
+def _wait_for_end(pid: int, timeout_s: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
         try:

@@ -63,7 +63,7 @@ def generate_signing_key(path: Path) -> str:
     private = Ed25519PrivateKey.generate()
     public = private.public_key()
     public_path = path.with_name(path.name + ".pub")
-    if public_path.exists():
+    if os.path.lexists(public_path):
         raise ConfigError(f"{public_path} exists already and is not overwritten: choose another path")
     create_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     create_private(public_path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)

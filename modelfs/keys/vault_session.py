@@ -2,7 +2,7 @@
 
 A token that is refused before its own known end was revoked: that is a denial, and no new login follows, or revocation would undo itself.
 So this module must know when a token ends by itself:
-- its present end: when the last renewal was asked for, plus what it granted, less a second (the service counts in whole ones);
+- its present end: when the last renewal was asked for, plus what it granted, which the service rounds down;
 - its last end: asked for a renewal of a hundred years, the service caps it, and so tells; a second renewal makes the token short again.
 """
 
@@ -29,6 +29,7 @@ LOGIN_AT = 0.8
 """Share of a token's life after which the next login is due."""
 _FOREVER_S = 100 * 365 * 86400
 _PRECISION_S = 1
+"""What `lookup-self` may say too much, and a renewal may grant too little."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1500}")
 
 logger = logging.getLogger(__name__)
@@ -168,14 +169,14 @@ class VaultConnection:
         session, granted = self._renew(api, session, session.ttl_s)
         if granted < session.ttl_s - _PRECISION_S and session.expires_at is not None:
             # Capped: the max TTL is near, or nearer than was known.
-            end = session.expires_at + _PRECISION_S
+            end = session.expires_at
             session = replace(session, end_at=end if session.end_at is None else min(end, session.end_at))
         return session
 
     def _renew(self, api: VaultApi, session: Session, increment_s: int) -> tuple[Session, int]:
         sent = self._clock()
         granted = seconds_at(api.client.auth.token.renew_self(increment=f"{increment_s}s"), "auth", "lease_duration")
-        return replace(session, expires_at=sent + granted - _PRECISION_S), granted
+        return replace(session, expires_at=sent + granted), granted
 
     # Logging in.
 

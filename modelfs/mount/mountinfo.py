@@ -1,10 +1,12 @@
 """What the kernel says is mounted where, read from mountinfo, which never asks the file system itself."""
 
+import os
 import re
 from typing import NamedTuple
 
 MOUNTINFO = "/proc/self/mountinfo"
 
+_LINE = re.compile(rb"(\d+) \d+ (\d+:\d+) [^ ]+ ([^ ]+) [^ ]+(?: [^ ]+)*? - ([^ ]+) ([^ ]*) [^ ]*", re.DOTALL)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -22,11 +24,11 @@ class Mount(NamedTuple):
 def parse_mountinfo(data: bytes) -> list[Mount]:
     """All mounts, in mount order: the last one at a path is the top one (proc_pid_mountinfo(5))."""
     mounts = []
-    for line in data.splitlines():
-        fields = line.split(b" ")
-        dash = fields.index(b"-", 6)
-        mountpoint, source = (_unescape(field) for field in (fields[4], fields[dash + 2]))
-        mounts.append(Mount(int(fields[0]), fields[2].decode(), mountpoint, fields[dash + 1].decode(), source))
+    for line in data.split(b"\n"):  # not splitlines(): the kernel escapes no carriage return, and anybody may mount at such a name
+        match = _LINE.fullmatch(line)
+        if match:
+            mount_id, device, mountpoint, fs_type, source = match.groups()
+            mounts.append(Mount(int(mount_id), device.decode(), _unescape(mountpoint), os.fsdecode(fs_type), _unescape(source)))
     return mounts
 
 
@@ -46,6 +48,6 @@ def top_mount(mountpoint: bytes) -> Mount | None:
     return found[-1] if found else None
 
 
-def is_attached(device: str, mountpoint: bytes) -> bool:
-    """Whether a mount of `device` is at `mountpoint`, on top or below another."""
-    return any(mount.device == device and mount.mountpoint == mountpoint for mount in read_mounts())
+def mountpoints_of(device: str) -> list[bytes]:
+    """Where a device is mounted in this mount namespace: also after a directory above was renamed."""
+    return [mount.mountpoint for mount in read_mounts() if mount.device == device]

@@ -18,7 +18,7 @@ import trio
 
 from modelfs.control.process import libc
 from modelfs.errors import MountError
-from modelfs.mount.mountinfo import top_mount
+from modelfs.mount.mountinfo import mountpoints_of, top_mount
 from modelfs.mount.operations import MountOperations
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
@@ -85,15 +85,21 @@ class Session:
         return False
 
     def detach(self) -> bool:
-        """Take the mount off its mountpoint if it is on top there; whether it is gone."""
-        if self.is_on_top():
+        """Take the mount off wherever it is on top; whether this mount namespace has it nowhere any more.
+
+        Where another mount lies over it, it stays: what is on top there is not ours to take away.
+        """
+        for path in reversed(mountpoints_of(self.device)):
+            top = top_mount(path)
+            if top is None or top.device != self.device:
+                continue
             if os.geteuid() == 0:
-                libc.umount2(self.mountpoint_bytes, _MNT_DETACH | _UMOUNT_NOFOLLOW)
+                libc.umount2(path, _MNT_DETACH | _UMOUNT_NOFOLLOW)
             else:
-                command = ["fusermount3", "-u", "-z", "-q", "--", self.mountpoint]
+                command = ["fusermount3", "-u", "-z", "-q", "--", os.fsdecode(path)]
                 with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                     subprocess.run(command, timeout=5, check=False, stderr=subprocess.DEVNULL)
-        return not self.is_on_top()
+        return not mountpoints_of(self.device)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ from typing import Any
 
 import trio
 
+from modelfs.audit.log import AuditKind, AuditLog, AuditSubject
 from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
 from modelfs.control.leasing import Effects, LeaseHolder, LeasePolicy
-from modelfs.control.loop import ControlLoop, MountFacts
+from modelfs.control.loop import Audit, ControlLoop, MountFacts
 from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
 from modelfs.control.prover import Prover
-from modelfs.control.socket import canonical_mountpoint, listen, socket_path
+from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
 from modelfs.crypto.signing import TrustedKeys
 from modelfs.errors import ConfigError, MountError, MountLostError
 from modelfs.format.canonical import serialize
@@ -62,6 +63,8 @@ class MountRequest:
     allow_other: bool
     appearance: Appearance
     state_dir: Path
+    audit: Path | None
+    audit_required: bool
     lease: LeasePolicy
     vault: VaultSettings | None
 
@@ -82,6 +85,11 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
     """
     harden()
     mountpoint = canonical_mountpoint(request.mountpoint)
+    with mountpoint_lock(mountpoint):
+        return _mount(request, mountpoint, ready)
+
+
+def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     sealed = Path(os.path.realpath(request.sealed))
     _check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
@@ -90,13 +98,19 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
         state = HostState(request.state_dir)
         state.check(release)
         pinned = _pin(store, release)
+        store_fd = store.share()
+    audit = None
+    if request.audit is not None:
+        manifest = release.manifest
+        subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
+        audit = Audit(AuditLog(request.audit, subject), request.audit_required)
     fence, key_page, rows = Fence(), KeyPage(), Rows()
     prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
     first = prover.first(PROVE_SECONDS)
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
-        share = MountShare(session, fence, key_page, pinned, rows, sealed, request.appearance)
+        share = MountShare(session, fence, key_page, pinned, rows, sealed, store_fd, request.appearance)
         expires = release.manifest.expires
         expires_at = parse_time(expires).timestamp() if expires else None
 
@@ -105,7 +119,7 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
             holder.start(first)
             return holder
 
-        return _serve(share, request, server, lease, lambda: state.record(release), ready)
+        return _serve(share, request, server, lease, audit, lambda: state.record(release), ready)
     finally:
         socket_path(mountpoint).unlink(missing_ok=True)
         server.close()
@@ -138,18 +152,30 @@ def _serve(
     request: MountRequest,
     server: socket.socket,
     lease: Callable[[Effects], LeaseHolder],
+    audit: Audit | None,
     record: Callable[[], None],
     ready: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     manifest = share.pinned.manifest
-    loop = ControlLoop(share.fence, ours, lease)  # opens the fence: the first proof is a grant
+    loop = ControlLoop(share.fence, ours, lease, audit)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers)
     theirs.close()
-    facts = MountFacts(share.session.mountpoint, str(share.sealed), manifest.model, manifest.release, request.kek, os.getpid(), warden)
+    facts = MountFacts(
+        share.session.mountpoint,
+        str(share.sealed),
+        manifest.model,
+        manifest.release,
+        request.kek,
+        share.session.device,
+        os.getpid(),
+        warden,
+    )
     try:
         _probe(share.session)
         record()
+        if audit is not None:
+            audit.log.write(AuditKind.MOUNT, loop.lease.key_version, "mounted")
         trio.run(loop.run, facts, server, partial(ready, vars(facts)))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
@@ -157,8 +183,11 @@ def _serve(
         if ended is None:
             kill_child(warden)
             wait_child(warden, 1.0)
-    if loop.proof is None:
+    if loop.proof is not None:
+        loop.audit(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, loop.proof)
+    else:
         proof = tear_down(share, [], [], "the warden died")
+        loop.audit(AuditKind.REVOKED, "the warden died", proof.as_json())
         logger.error("proof: %s", proof.as_json())
         raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
     return loop.proof
@@ -168,14 +197,17 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int) -> in
     gc.collect()
     gc.freeze()  # forks share the heap: the collector must not touch, and so copy, every page of it
 
+    control = os.getpid()
+
     def main() -> int:
         os.setsid()  # a terminal's Ctrl-C is control's to answer
         close_others(share.descriptors | {channel.fileno()})
         proof = Warden(share, channel, workers).run()
-        if proof.reason == "control died":
-            socket_path(share.session.mountpoint).unlink(missing_ok=True)
-            return MountLostError.exit_code
-        return 0
+        path = socket_path(share.session.mountpoint)
+        if os.getppid() != control and not is_live(path):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+        return MountLostError.exit_code if proof.reason == "control died" else 0
 
     return fork_child(main)
 
@@ -187,19 +219,24 @@ def _probe(session: Session) -> None:
     """
 
     def main() -> int:
-        with os.scandir(session.mountpoint) as entries:
-            files = [entry.path for entry in entries if entry.is_file()]
+        try:
+            with os.scandir(session.mountpoint) as entries:
+                files = [entry.path for entry in entries if entry.is_file()]
+        except PermissionError:
+            return 0
         for path in files[:1]:
-            with open(path, "rb", buffering=0) as file:
-                try:
+            try:
+                with open(path, "rb", buffering=0) as file:
                     file.read(1)
-                except OSError as exc:
-                    logger.warning("the first read of %s failed: %s", path, exc)  # one bad block is no reason not to mount
+            except OSError as exc:
+                # A bad block, or a mode that keeps us out, is an answer, and no reason not to mount.
+                logger.warning("the first read of %s failed: %s", path, exc)
         return 0
 
     pid = fork_child(main)
     code = wait_child(pid, PROBE_SECONDS)
     if code is None:
         kill_child(pid)
-    if code != 0:
         raise MountError(f"the mount at {session.mountpoint} did not answer within {PROBE_SECONDS:g} s: see the log")
+    if code != 0:
+        raise MountError(f"the mount at {session.mountpoint} cannot be listed: see the log for the reason")

@@ -7,6 +7,7 @@ child with a deadline.
 """
 
 import contextlib
+import logging
 import os
 import select
 import time
@@ -22,8 +23,12 @@ from modelfs.mount.worker import MountShare, Worker, start_worker
 KEYLESS_WORKERS = 2
 EVICT_SECONDS = 10.0
 CHECK_SECONDS = 5.0
+SECONDS_PER_INODE = 0.0005
+"""On top of both, for models of very many files."""
 RESEND_SECONDS = 0.02
 """A worker that is being killed may still take a request: resend until the eviction is through."""
+
+logger = logging.getLogger(__name__)
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -107,7 +112,7 @@ def darken(share: MountShare, keyed: list[Worker], state: State) -> tuple[Darkne
     watch.done("kill")
     share.session.resend()
     watch.done("resend")
-    dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS, share)
+    dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS + SECONDS_PER_INODE * len(share.rows), share)
     watch.done("evict")
     dark.resident_bytes = _count_resident(share)
     watch.done("check")
@@ -139,15 +144,24 @@ def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], rea
     keyless = [*keyless, *more]
     proof.steps_ms.update(dark.steps_ms)
     proof.evicted, proof.resident_bytes = dark.evicted, dark.resident_bytes
-    session.abort()
+    _attempt("abort", session.abort)
     watch.done("abort")
-    proof.detached = session.detach()
+    proof.detached = _attempt("detach", session.detach)
     watch.done("detach")
     for worker in keyless:
         kill_child(worker.pid)
     proof.workers_left = dark.workers_left + forget_workers(keyless)
     watch.done("end")
     return proof
+
+
+def _attempt(step: str, action: Callable[[], bool]) -> bool:
+    """Nothing may keep the steps that follow from being taken."""
+    try:
+        return action()
+    except Exception:
+        logger.exception("the step %s of the unmount failed", step)
+        return False
 
 
 def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> bool:
@@ -197,7 +211,10 @@ def _count_resident(share: MountShare) -> int | None:
         os.write(writing, str(pages * _PAGE_SIZE).encode())
 
     try:
-        if os.geteuid() != 0 or not share.session.is_on_top() or not _run(count, CHECK_SECONDS, share):
+        if os.geteuid() != 0 or not share.session.is_on_top():
+            return None
+        if not _run(count, CHECK_SECONDS + SECONDS_PER_INODE * len(share.rows), share):
+            logger.error("the residency check did not end in time or failed")
             return None
         os.set_blocking(reading, False)
         poll = select.poll()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelfs.cache.lru import LruMap
+from modelfs.errors import BlockAuthError, StoreError
 from modelfs.format.index import DirEntry, Entry, FileEntry, Index, SymlinkEntry
 from modelfs.format.manifest import BlobEntry, Manifest
 from modelfs.format.paths import parent_path
@@ -112,8 +113,13 @@ class View:
             BlockAuthError: A block or the digest tree is not what was signed; the text names file and block.
             StoreError: The store failed.
         """
-        reader = self._readers.find(inode) or self._open(inode)
-        return reader.read_into(offset, out)
+        try:
+            return (self._readers.find(inode) or self._open(inode)).read_into(offset, out)
+        except (BlockAuthError, StoreError):
+            # The blob may have been mended by a new file in its place since this one was opened.
+            if not self._readers.drop(inode):
+                raise
+            return self._open(inode).read_into(offset, out)
 
     def _open(self, inode: int) -> BlobReader:
         entry = self.entries[inode - ROOT_INODE]

@@ -14,7 +14,7 @@ from typing import Any
 
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
-from modelfs.mount.mountinfo import MOUNTINFO, is_attached
+from modelfs.mount.mountinfo import MOUNTINFO, mountpoints_of
 from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
 from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
@@ -85,7 +85,7 @@ class Warden:
                     case "light":
                         self._light()
                         continue
-            if mountinfo in ready and not is_attached(session.device, session.mountpoint_bytes):
+            if mountinfo in ready and not mountpoints_of(session.device):
                 return "the mount was detached"
             if self._keyed and not fence.allows(fence.epoch):
                 # Locked by control, or the lease ran out and control, stopped or dead, has not said so.

@@ -33,13 +33,15 @@ class MountShare:
     pinned: Pinned
     rows: Rows
     sealed: Path
-    """Canonical path of the store."""
+    """Canonical path of the store, for messages."""
+    store_fd: int
+    """Its directory: a path that somebody moves away later matters to no worker."""
     appearance: Appearance
 
     @property
     def descriptors(self) -> set[int]:
         """What a forked process of the mount keeps open, besides its standard streams and what is its own."""
-        return {self.session.fd, self.pinned.index_fd, self.pinned.keys_fd, self.rows.fd}
+        return {self.session.fd, self.pinned.index_fd, self.pinned.keys_fd, self.rows.fd, self.store_fd}
 
 
 @dataclass(frozen=True)
@@ -90,5 +92,5 @@ def _serve_plaintext(share: MountShare, epoch: int) -> None:
     if not share.fence.allows(epoch) or not commitment_agrees(dek, manifest.key_commitment):
         os._exit(0)  # fenced between fork and here
     index = open_index(share.pinned.index_ciphertext(), manifest, dek)
-    view = View(Store(share.sealed), manifest, index, share.appearance)
+    view = View(Store(share.sealed, share.store_fd), manifest, index, share.appearance)
     share.session.operations.serve_keyed(KeyedAnswers(view, share.fence, epoch))

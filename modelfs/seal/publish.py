@@ -1,5 +1,6 @@
 """`modelfs seal`, from source to published release. manifest.json is replaced last: until then the old release is whole."""
 
+import contextlib
 import os
 import queue
 import threading
@@ -7,13 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from modelfs.crypto.kdf import index_key, key_commitment
 from modelfs.crypto.signing import Signer, TrustedKeys, sign_payload
-from modelfs.errors import ConfigError, FormatError, LimitExceededError, RollbackError, SourceChangedError, StoreError
+from modelfs.errors import ConfigError, FormatError, LimitExceededError, ModelfsError, RollbackError, SourceChangedError, StoreError
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope
 from modelfs.format.fields import ID_SIZE, KEY_SIZE, format_time
@@ -25,14 +26,16 @@ from modelfs.format.manifest import MANIFEST_TYPE, BlobEntry, DigestName, Manife
 from modelfs.keys.interface import KeyProvider
 from modelfs.seal import journal
 from modelfs.seal.encrypt import Cancelled, Entropy, FinishedBlob, SealPass, check_unchanged
-from modelfs.seal.retention import archive_current, kept_manifests, remove_unnamed_blobs
+from modelfs.seal.retention import archive_current, archived_releases, kept_manifests, remove_unnamed_blobs
 from modelfs.seal.reuse import EarlierBlobs, earlier_blobs, reuse_blob
 from modelfs.seal.scan import SourceFile, SourceTree
 from modelfs.store.local import DIRECTORIES, MANIFEST, Store
-from modelfs.trust.release import VerifiedRelease, read_release
+from modelfs.trust.release import VerifiedRelease, read_release, verify_release
 
 T = TypeVar("T")
 
+_EVER = datetime.min.replace(tzinfo=UTC)
+"""Before every expiry: replacing an expired release is what a publisher does."""
 COMMIT_SECONDS = 0.5
 """How long finished blobs may wait for their journal line: what a killed seal has to encrypt again."""
 
@@ -102,18 +105,23 @@ def seal_model(tree: SourceTree, destination: Path, request: SealRequest, around
     if listing and MANIFEST not in listing and not set(listing) <= {*DIRECTORIES}:
         raise ConfigError(f"{destination} is not empty and holds no sealed model: choose an empty directory")
     with Store(destination) as store, store.writer_lock():
-        previous = _previous_release(store, request, around.now)
+        previous = _previous_release(store, request)
         store.make_directories(*DIRECTORIES)
         return _Seal(store, tree, request, around).run(previous)
 
 
-def _previous_release(store: Store, request: SealRequest, now: datetime) -> VerifiedRelease | None:
-    if store.file_size(MANIFEST) is None:
+def _previous_release(store: Store, request: SealRequest) -> VerifiedRelease | None:
+    archived = [release for release in archived_releases(store) if release >= request.release]
+    if store.file_size(MANIFEST) is None and not archived:
         return None
     if request.trusted is None:
         raise ConfigError(f"{store.root} holds a release already: name its publisher's public key with --trust")
+    for release in archived:  # manifest.json may be an older one that somebody put back: no release number is ever signed twice
+        name = f"manifests/{release}.json"
+        verify_release(store.read_file(name, MAX_MANIFEST_SIZE), request.trusted, model=request.model, now=_EVER, what=name)
+        raise RollbackError(f"release {request.release} does not grow: {store.root} has {name}; use {max(archived) + 1} or more")
     # Expiry does not matter here: replacing an expired release is what a publisher does.
-    previous = read_release(store, request.trusted, model=request.model, now=datetime.min.replace(tzinfo=now.tzinfo))
+    previous = read_release(store, request.trusted, model=request.model, now=_EVER)
     if request.release <= previous.manifest.release:
         raise RollbackError(
             f"release {request.release} does not grow: {store.root} holds release {previous.manifest.release}; "
@@ -256,8 +264,19 @@ class _Seal:
             for future in futures:
                 future.cancel()
             wait(futures)
+            self._keep_finished(writer, futures, finished)
             raise
         return finished
+
+    def _keep_finished(
+        self, writer: journal.JournalWriter, futures: "list[Future[tuple[FinishedBlob, bool]]]", committed: list[FinishedBlob]
+    ) -> None:
+        """After a failure: journal what other passes have finished, as far as the store still lets us."""
+        known = {blob.entry.id for blob in committed}
+        results = [future.result() for future in futures if not future.cancelled() and future.exception() is None]
+        fresh = [blob for blob, was_reused in results if not was_reused and blob.entry.id not in known]
+        with contextlib.suppress(ModelfsError):
+            self._commit(writer, fresh)
 
     def _commit(self, writer: journal.JournalWriter, fresh: list[FinishedBlob]) -> None:
         if not fresh:

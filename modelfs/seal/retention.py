@@ -47,6 +47,11 @@ def kept_manifests(store: Store) -> dict[int, Manifest]:
     return kept
 
 
+def archived_releases(store: Store) -> list[int]:
+    """Numbers of the files in manifests/, ascending; nobody has looked into them."""
+    return sorted(int(match[1]) for name in store.names("manifests") if (match := _RELEASE_NAME.fullmatch(name)))
+
+
 def current_manifest(store: Store) -> Manifest | None:
     """The manifest.json, signature not checked; None if there is none."""
     try:

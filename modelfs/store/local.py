@@ -32,13 +32,16 @@ def store_error(action: str, exc: OSError) -> StoreError:
 class Store:
     """A sealed model's directory. A context manager; closes its descriptor."""
 
-    def __init__(self, root: Path) -> None:
-        """Open an existing directory.
+    def __init__(self, root: Path, fd: int | None = None) -> None:
+        """Open an existing directory, or take a descriptor of it that somebody else opened (and closes).
 
         Raises:
             StoreError: It is missing or not accessible.
         """
         self.root = root
+        if fd is not None:
+            self._fd = os.dup(fd)
+            return
         try:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
@@ -53,6 +56,10 @@ class Store:
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)
+
+    def share(self) -> int:
+        """A further descriptor of the directory, for `Store(root, fd)` in other processes."""
+        return os.dup(self._fd)
 
     # -- reading
 

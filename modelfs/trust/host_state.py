@@ -1,6 +1,7 @@
 """What this host has served: one small file per model, which makes a replayed older release fail (DESIGN: rollback and mix-up)."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -70,11 +71,27 @@ class HostState:
             )
 
     def record(self, release: VerifiedRelease) -> None:
-        """Remember a release, durably, before it is served. Call `check` first.
+        """Remember a release, durably, before it is served.
 
         Raises:
+            RollbackError: As `check`, which is repeated here: another mount may have recorded a newer release meanwhile.
             ConfigError: The state directory cannot be written.
         """
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot use the host's memory {self.directory}: {os.strerror(exc.errno or 0)}; choose another --state-dir"
+            ) from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.check(release)
+            self._write(release)
+        finally:
+            os.close(lock)
+
+    def _write(self, release: VerifiedRelease) -> None:
         manifest = release.manifest
         seen = Seen(model=manifest.model, payload_digest=release.payload_digest, release=manifest.release)
         if self.seen(manifest.model) == seen:
@@ -82,7 +99,6 @@ class HostState:
         path = self._path(manifest.model)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 with open(temporary, "xb") as file:
                     file.write(canonical.serialize(seen))

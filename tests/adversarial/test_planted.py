@@ -470,3 +470,23 @@ def test_planted_blob_ids_are_never_chosen(published: Scene) -> None:
     # Planted blobs that nothing names are removed before the first new one is made, so the seal gets through.
     seal(published.keys, published.source, published.path, release=2, entropy=entropy)
     assert Sealed(published.path, published.source, published.keys).read() == {**FILES, "a": b"new"}
+
+
+def test_an_older_manifest_put_back_makes_nobody_sign_a_release_twice(published: Scene) -> None:
+    """manifest.json of release 1 over that of release 3: the archive still knows what was signed."""
+    from modelfs.errors import ConfigError, RollbackError
+
+    for release in (2, 3):
+        seal(published.keys, published.source, published.path, release=release)
+    third = (published.path / "manifests/3.json").read_bytes()
+    shutil.copyfile(published.path / "manifests/1.json", published.path / "manifest.json")
+    (published.source / "a").write_bytes(b"changed")
+    for release in (2, 3):
+        with pytest.raises(RollbackError, match="use 4 or more"):
+            seal(published.keys, published.source, published.path, release=release)
+    (published.path / "manifest.json").unlink()
+    with pytest.raises(RollbackError, match="use 4 or more"):
+        seal(published.keys, published.source, published.path, release=3)
+    with pytest.raises((VerificationError, ConfigError)):
+        seal(published.keys, published.source, published.path, release=1, model="other")
+    assert (published.path / "manifests/3.json").read_bytes() == third

@@ -14,20 +14,21 @@ LAYERS = [
     ("errors",),
     ("format",),
     ("crypto",),
-    ("keys", "store"),
+    ("keys", "store", "audit"),
     ("trust", "cache"),
     ("reader",),
     ("seal",),
     ("control",),
     ("mount",),
+    ("config",),
     ("doctor",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names} | {"__main__": len(LAYERS)}
 """`__main__` only starts the command line."""
 
-ONLY_IN = {"cryptography": "crypto", "pyfuse3": "mount"}
-NOWHERE = {"hvac", "boto3", "botocore", "random", "pickle", "marshal", "shelve", "dill", "cloudpickle"}
+ONLY_IN = {"cryptography": "crypto", "pyfuse3": "mount", "hvac": "keys"}
+NOWHERE = {"boto3", "botocore", "random", "pickle", "marshal", "shelve", "dill", "cloudpickle"}
 NOT_IN_FORMAT = {"io", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "fcntl", "mmap", "threading", "trio", "asyncio"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 
@@ -134,13 +135,13 @@ PLANTED = {
     "relative": ("modelfs.keys.x", "from ..reader import blob"),
     "relative from a package": ("modelfs.keys", "from ..reader import blob"),
     "by name": ("modelfs.keys.x", "import_module('modelfs.mount.worker')"),
-    "unknown layer imported": ("modelfs.cli.x", "import modelfs.audit"),
-    "unknown layer": ("modelfs.audit.x", ""),
+    "unknown layer imported": ("modelfs.cli.x", "import modelfs.metrics"),
+    "unknown layer": ("modelfs.metrics.x", ""),
     "root": ("modelfs", "from modelfs.errors import ModelfsError"),
     "errors import format": ("modelfs.errors", "from modelfs.format import limits"),
     "cryptography outside crypto": ("modelfs.keys.x", "from cryptography.hazmat.primitives import hashes"),
     "pyfuse3 outside mount": ("modelfs.control.x", "import pyfuse3"),
-    "hvac": ("modelfs.keys.x", "import hvac"),
+    "hvac": ("modelfs.trust.x", "import hvac"),
     "boto3": ("modelfs.keys.x", "from boto3 import client"),
     "random": ("modelfs.seal.x", "import random"),
     "pickle": ("modelfs.seal.x", "import pickle"),

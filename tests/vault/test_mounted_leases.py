@@ -45,7 +45,17 @@ class Leased:
         vault = self.server.vault
         login = f"approle:role_id_file={self.auth.role_id_file},secret_id_file={self.auth.secret_id_file}"
         lease = ["--renew-every", RENEW_S, "--ttl", TTL_S]
-        return ["--kek", f"vault:{self.key}", "--vault-address", vault.address, "--vault-ca-file", vault.ca.path, "--vault-auth", login, *lease]
+        return [
+            "--kek",
+            f"vault:{self.key}",
+            "--vault-address",
+            vault.address,
+            "--vault-ca-file",
+            vault.ca.path,
+            "--vault-auth",
+            login,
+            *lease,
+        ]
 
     def accessors(self) -> list[str]:
         """Of every token that has this model's policy."""

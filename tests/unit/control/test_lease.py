@@ -95,9 +95,7 @@ def test_every_row_can_be_reached_and_no_action_is_unused() -> None:
     assert {action for _, actions in TRANSITIONS.values() for action in actions} == set(Action)
 
 
-HAPPENINGS = st.lists(
-    st.tuples(st.sampled_from(Event), st.floats(0, 400), st.floats(0, 100), st.floats(0, 300)), min_size=1, max_size=40
-)
+HAPPENINGS = st.lists(st.tuples(st.sampled_from(Event), st.floats(0, 400), st.floats(0, 100), st.floats(0, 300)), min_size=1, max_size=40)
 
 
 @given(HAPPENINGS)

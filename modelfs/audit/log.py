@@ -1,0 +1,81 @@
+"""The audit log: append-only JSON lines, one fixed set of events. Not a log for people: that is logging's.
+
+A write that fails is an error, not a lost line. Writing comes after the fence, never before it.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from modelfs.errors import ConfigError
+
+
+class AuditKind(StrEnum):
+    """Everything that is recorded."""
+
+    MOUNT = "mount"
+    UNLOCK = "unlock"
+    RENEWAL_FAILED = "renewal failed"
+    DENIED = "denied"
+    LOCKED = "locked"
+    REVOKED = "revoked"
+    UNMOUNT = "unmount"
+
+
+@dataclass(frozen=True)
+class AuditSubject:
+    """What every event of one mount is about."""
+
+    model: str
+    release: int
+    kek: str
+    mountpoint: str
+
+
+class AuditLog:
+    """One mount's lines in a file that others may append to as well."""
+
+    def __init__(self, path: Path, subject: AuditSubject) -> None:
+        """Open, or make (0600), the file.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        self.path = path
+        self._subject = subject
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(path, flags, 0o600)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write the audit log {path}: {os.strerror(exc.errno or 0)}; mend it or name another with --audit"
+            ) from exc
+
+    def write(self, kind: AuditKind, key_version: int | None, reason: str, proof: dict[str, Any] | None = None) -> None:
+        """Append one event, durably.
+
+        Raises:
+            ConfigError: It could not be written whole; the next line starts on a line of its own.
+        """
+        event: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "event": kind.value,
+            **vars(self._subject),
+            "key_version": key_version,
+            "reason": reason,
+        }
+        if proof is not None:
+            event["proof"] = proof
+        line = json.dumps(event).encode() + b"\n"
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                os.write(self._fd, b"\n")
+                raise ConfigError(f"the audit log {self.path} took only part of a line: make room")
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise ConfigError(f"cannot write the audit log {self.path}: {os.strerror(exc.errno or 0)}") from exc

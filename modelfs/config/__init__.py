@@ -1,0 +1,1 @@
+"""Configuration files. Secrets are in them only as paths of files."""
