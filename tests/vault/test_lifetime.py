@@ -370,11 +370,12 @@ def quick(server: Server) -> Iterator[tuple[Callable[[], VaultProvider], int]]:
 
 
 def test_three_real_lives(server: Server, quick: tuple[Callable[[], VaultProvider], int]) -> None:
-    """ttl 2 s, max TTL 5 s: a login every 4 s, and no proof fails in between."""
+    """ttl 2 s, max TTL 5 s: a login after 4 s and before 5, and no proof fails in between."""
     make, mark = quick
     keys = server.wrapped()
     session, accessors, began = None, [], time.monotonic()
-    while time.monotonic() - began < 13:
+    while len({accessor for accessor, _ in accessors}) < 4:
+        assert time.monotonic() - began < 20
         grant = make().prove(keys, manifest(), session, session is not None, TIMEOUT)
         assert grant.ttl_s is not None
         assert 0 < grant.ttl_s <= 2
@@ -383,8 +384,8 @@ def test_three_real_lives(server: Server, quick: tuple[Callable[[], VaultProvide
         time.sleep(0.2)
     firsts = dict(reversed(accessors))
     starts = sorted(firsts.values())
-    assert len(starts) == 4
-    assert all(3.9 <= b - a <= 4.6 for a, b in itertools.pairwise(starts))
+    # Not before 80 % of the token's life, and before its end, however busy the machine is.
+    assert all(3.9 <= b - a < 5.0 for a, b in itertools.pairwise(starts))
     assert server.paths(mark).count("auth/approle/login") == 4
 
 
