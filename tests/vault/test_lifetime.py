@@ -374,8 +374,7 @@ def test_three_real_lives(server: Server, quick: tuple[Callable[[], VaultProvide
     make, mark = quick
     keys = server.wrapped()
     session, accessors, began = None, [], time.monotonic()
-    while len({accessor for accessor, _ in accessors}) < 4:
-        assert time.monotonic() - began < 20
+    while time.monotonic() - began < 11:
         grant = make().prove(keys, manifest(), session, session is not None, TIMEOUT)
         assert grant.ttl_s is not None
         assert 0 < grant.ttl_s <= 2
@@ -384,9 +383,10 @@ def test_three_real_lives(server: Server, quick: tuple[Callable[[], VaultProvide
         time.sleep(0.2)
     firsts = dict(reversed(accessors))
     starts = sorted(firsts.values())
+    assert len(starts) == 3
     # Not before 80 % of the token's life, and before its end, however busy the machine is.
     assert all(3.9 <= b - a < 5.0 for a, b in itertools.pairwise(starts))
-    assert server.paths(mark).count("auth/approle/login") == 4
+    assert server.paths(mark).count("auth/approle/login") == 3
 
 
 def test_a_real_token_that_ended_by_itself_is_followed_by_a_login(server: Server, quick: tuple[Callable[[], VaultProvider], int]) -> None:
