@@ -3,7 +3,6 @@
 First against a simulated service, whose clock runs as fast as wanted, then against a real one with lives of seconds.
 """
 
-import itertools
 import json
 import time
 from base64 import b64encode
@@ -367,26 +366,6 @@ def test_session_bytes_round_trip_and_bound() -> None:
 def quick(server: Server) -> Iterator[tuple[Callable[[], VaultProvider], int]]:
     auth = server.approle(server.role(server.policy(), token_ttl="2s", token_max_ttl="5s"))
     return lambda: server.provider(auth), server.audit_mark()
-
-
-def test_three_real_lives(server: Server, quick: tuple[Callable[[], VaultProvider], int]) -> None:
-    """ttl 2 s, max TTL 5 s: a login after 4 s and before 5, and no proof fails in between."""
-    make, mark = quick
-    keys = server.wrapped()
-    session, accessors, began = None, [], time.monotonic()
-    while time.monotonic() - began < 11:
-        grant = make().prove(keys, manifest(), session, session is not None, TIMEOUT)
-        assert grant.ttl_s is not None
-        assert 0 < grant.ttl_s <= 2
-        session = grant.session
-        accessors.append((grant.accessor, time.monotonic()))
-        time.sleep(0.2)
-    firsts = dict(reversed(accessors))
-    starts = sorted(firsts.values())
-    assert len(starts) == 3
-    # Not before 80 % of the token's life, and before its end, however busy the machine is.
-    assert all(3.9 <= b - a < 5.0 for a, b in itertools.pairwise(starts))
-    assert server.paths(mark).count("auth/approle/login") == 3
 
 
 def test_a_real_token_that_ended_by_itself_is_followed_by_a_login(server: Server, quick: tuple[Callable[[], VaultProvider], int]) -> None:
