@@ -1,0 +1,122 @@
+"""The page cache: drop files from it, fill it with them, count what is in it, and how far ahead a file system reads."""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from benchmark.system import MIB, BenchError
+
+libc = ctypes.CDLL(None, use_errno=True)
+_SYS_CACHESTAT = 451
+PAGE = mmap.PAGESIZE
+
+
+def files_below(path: Path) -> list[Path]:
+    """A file itself, or every regular file below a directory."""
+    if path.is_file():
+        return [path]
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor for reading."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def cached_bytes(paths: Iterable[Path]) -> int:
+    """Bytes of these files that are in the page cache."""
+    total = 0
+    for path in paths:
+        with opened(path) as fd:
+            total += _cached_pages(fd) * PAGE
+    return total
+
+
+def _cached_pages(fd: int) -> int:
+    extent, result = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if libc.syscall(_SYS_CACHESTAT, fd, extent, result, 0) == 0:
+        return int(result[0])
+    size = os.fstat(fd).st_size
+    if size == 0:
+        return 0
+    with mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
+        pages = -(-size // PAGE)
+        vector = (ctypes.c_ubyte * pages)()
+        start = ctypes.c_char.from_buffer(mapping)
+        if libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), vector) != 0:
+            raise BenchError(f"the kernel does not tell what is cached: {os.strerror(ctypes.get_errno())}")
+        del start
+        return sum(byte & 1 for byte in vector)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Write dirty pages out: only clean ones can be dropped."""
+    for path in paths:
+        with opened(path) as fd:
+            os.fsync(fd)
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Drop these files' own pages and nobody else's.
+
+    Raises:
+        BenchError: More than a hundredth stayed: somebody maps them.
+    """
+    found = list(paths)
+    for path in found:
+        with opened(path) as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    size = sum(path.stat().st_size for path in found)
+    left = cached_bytes(found)
+    if left > max(size // 100, MIB):
+        raise BenchError(f"{left} of {size} bytes stay in the page cache: is a file mapped, or the work directory a tmpfs?")
+
+
+def warm(paths: Iterable[Path]) -> None:
+    """Have all of these files in the page cache."""
+    buffer = mmap.mmap(-1, MIB)
+    for path in paths:
+        with opened(path) as fd:
+            if _cached_pages(fd) * PAGE < os.fstat(fd).st_size:
+                while os.readv(fd, [buffer]):
+                    pass
+
+
+def read_ahead_file(path: Path) -> Path:
+    """Where the kernel has the read-ahead of the file system at `path`."""
+    device = os.stat(path).st_dev
+    return Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+
+
+def read_ahead_kb(path: Path) -> int | None:
+    """KiB that the file system at `path` reads ahead at most; None if the kernel does not say."""
+    with suppress(OSError, ValueError):
+        return int(read_ahead_file(path).read_text())
+    return None
+
+
+@contextmanager
+def read_ahead(path: Path, kib: int) -> Iterator[None]:
+    """Another read-ahead for files that are opened meanwhile; what was there comes back, whatever happens.
+
+    Raises:
+        BenchError: It cannot be set.
+    """
+    place = read_ahead_file(path)
+    try:
+        before = place.read_text()
+        place.write_text(str(kib))
+    except OSError as exc:
+        raise BenchError(f"cannot set {place}: {exc.strerror}") from None
+    try:
+        yield
+    finally:
+        place.write_text(before)
