@@ -36,11 +36,12 @@ def cached_bytes(paths: Iterable[Path]) -> int:
     total = 0
     for path in paths:
         with opened(path) as fd:
-            total += _cached_pages(fd) * PAGE
+            total += cached_pages(fd) * PAGE
     return total
 
 
-def _cached_pages(fd: int) -> int:
+def cached_pages(fd: int) -> int:
+    """Pages of an open file in the page cache. A mount may drop them when the file is opened anew: ask the reader's descriptor."""
     extent, result = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
     if libc.syscall(_SYS_CACHESTAT, fd, extent, result, 0) == 0:
         return int(result[0])
@@ -70,14 +71,19 @@ def drop(paths: Iterable[Path]) -> None:
     Raises:
         BenchError: More than a hundredth stayed: somebody maps them.
     """
-    found = list(paths)
-    for path in found:
+    for path in paths:
         with opened(path) as fd:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    size = sum(path.stat().st_size for path in found)
-    left = cached_bytes(found)
-    if left > max(size // 100, MIB):
-        raise BenchError(f"{left} of {size} bytes stay in the page cache: is a file mapped, or the work directory a tmpfs?")
+            drop_fd(fd)
+
+
+def drop_fd(fd: int) -> None:
+    """As `drop`, for an open file."""
+    for _ in range(3):  # pages that are being read just now stay
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        left, size = cached_pages(fd) * PAGE, os.fstat(fd).st_size
+        if left <= size // 100 + PAGE:
+            return
+    raise BenchError(f"{left} of {size} bytes stay in the page cache: is the file mapped, or the work directory a tmpfs?")
 
 
 def warm(paths: Iterable[Path]) -> None:
@@ -85,7 +91,7 @@ def warm(paths: Iterable[Path]) -> None:
     buffer = mmap.mmap(-1, MIB)
     for path in paths:
         with opened(path) as fd:
-            if _cached_pages(fd) * PAGE < os.fstat(fd).st_size:
+            if cached_pages(fd) * PAGE < os.fstat(fd).st_size:
                 while os.readv(fd, [buffer]):
                     pass
 
