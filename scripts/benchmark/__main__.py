@@ -44,22 +44,28 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     arguments = _parse(sys.argv[1:])
+    try:
+        return _run(arguments)
+    except BenchError as exc:
+        print(f"bench: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything is unmounted, what was measured is in the report", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.work is not None and not arguments.work.is_dir():
+        raise BenchError(f"{arguments.work} is no directory: name one for the data with --work")
+    order = _order(arguments)
     with tempfile.TemporaryDirectory(prefix="modelfs-bench-", dir=arguments.work) as temporary:
         work = Path(temporary)
-        try:
-            if arguments.blocks:
-                from benchmark.blocks import measure_blocks
+        if arguments.blocks:
+            from benchmark.blocks import measure_blocks
 
-                size, rounds = (arguments.size or 256) * MIB, arguments.rounds or 5
-                sys.stdout.write(measure_blocks(work, size, rounds))
-                return 0
-            measure(_order(arguments), work)
-        except BenchError as exc:
-            print(f"bench: {exc}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("bench: interrupted; everything is unmounted, what was measured is in the report", file=sys.stderr)
-            return 130
+            sys.stdout.write(measure_blocks(work, order.size, order.rounds))
+        else:
+            measure(order, work)
     return 0
 
 
@@ -163,7 +169,7 @@ def _measure_reads(order: Order, work: Path, results: Results, settings: dict[st
             "four-readers": reads.four_readers,
             "memory": reads.memory,
             "page-cache": reads.page_cache,
-            "loads": lambda: measure_loads(reads, models),
+            "loads": lambda: measure_loads(reads, models, ["ext4", "modelfs"] if order.quick else ["ext4", "gocryptfs", "modelfs"]),
         }
         for name, part in parts.items():
             if name not in order.rows:

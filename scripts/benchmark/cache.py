@@ -42,20 +42,28 @@ def cached_bytes(paths: Iterable[Path]) -> int:
 
 def cached_pages(fd: int) -> int:
     """Pages of an open file in the page cache. A mount may drop them when the file is opened anew: ask the reader's descriptor."""
+    pages = _cachestat(fd)
+    return _mincore(fd) if pages is None else pages
+
+
+def _cachestat(fd: int) -> int | None:
+    """By cachestat(2); None where the kernel has none (before 6.5)."""
     extent, result = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
-    if libc.syscall(_SYS_CACHESTAT, fd, extent, result, 0) == 0:
-        return int(result[0])
+    return None if libc.syscall(_SYS_CACHESTAT, fd, extent, result, 0) else int(result[0])
+
+
+def _mincore(fd: int) -> int:
     size = os.fstat(fd).st_size
     if size == 0:
         return 0
     with mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
-        pages = -(-size // PAGE)
-        vector = (ctypes.c_ubyte * pages)()
+        vector = (ctypes.c_ubyte * -(-size // PAGE))()
         start = ctypes.c_char.from_buffer(mapping)
-        if libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), vector) != 0:
-            raise BenchError(f"the kernel does not tell what is cached: {os.strerror(ctypes.get_errno())}")
+        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), vector)
         del start
-        return sum(byte & 1 for byte in vector)
+    if failed:
+        raise BenchError(f"the kernel does not tell what is cached: {os.strerror(ctypes.get_errno())}")
+    return sum(byte & 1 for byte in vector)
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark.cache import drop, files_below
@@ -18,9 +18,9 @@ from benchmark.system import REPOSITORY, BenchError, environment, last_words, ru
 ANSWER_SECONDS = 120
 
 
-def measure_loads(reads: Reads, models: list[str]) -> None:
-    """The models that are there; against ext4 and gocryptfs only: slower ones would show nothing more."""
-    candidates = [each for each in reads.candidates if each.name in ("ext4", "gocryptfs") or each.name.startswith("modelfs")]
+def measure_loads(reads: Reads, models: list[str], names: Sequence[str]) -> None:
+    """The models that are there, by the candidates named: the slow ones would show nothing more."""
+    candidates = [each for each in reads.candidates if each.name in names]
     loaders: dict[str, Callable[[Path], tuple[float, str]]] = {
         "minilm": load_safetensors,
         "smollm2-shards": load_safetensors,

@@ -108,11 +108,11 @@ def _curve(curve: Curve, results: Results) -> dict[str, Any]:
 
 
 def _growth(curve: Curve, medians: dict[float, float]) -> float | None:
-    """Exponent of the steepest step: 1 is linear, 0 is constant; None where nothing is said to grow."""
+    """Exponent of growth, the slope over all points in logarithms: 1 is linear, 0 constant; None where nothing is said to grow."""
     if curve.cost is None or len(medians) < 2:
         return None
-    costs = [(x, curve.cost(x, value)) for x, value in medians.items()]
-    return max(math.log(after[1] / before[1]) / math.log(after[0] / before[0]) for before, after in zip(costs, costs[1:], strict=False))
+    logarithms = [(math.log(x), math.log(curve.cost(x, value))) for x, value in medians.items()]
+    return statistics.linear_regression(*zip(*logarithms, strict=True)).slope
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def _curve_table(curve: dict[str, Any]) -> list[str]:
         growth = "" if each["growth"] is None else f"{each['growth']:.2f}"
         return [name, *(number(medians[x]) if x in medians else "" for x in places), growth]
 
-    head = [f"{curve['unit']} by {curve['along']}", *(f"{x:g}" for x in places), "steepest growth (1: linear)"]
+    head = [f"{curve['unit']} by {curve['along']}", *(f"{x:g}" for x in places), "growth (1: linear)"]
     return _table(head, (cells(name, each) for name, each in curve["series"].items()))
 
 

@@ -8,11 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from benchmark.cache import drop_fd, files_below, opened, warm
-from benchmark.candidates import Candidate, Modelfs, kind_of
+from benchmark.candidates import Candidate, Modelfs, bring_up, take_down
 from benchmark.costs import pss_bytes
 from benchmark.data import write_random
 from benchmark.reads import read_parallel
@@ -23,6 +22,7 @@ from benchmark.system import MIB, BenchError, run, start
 GB = 10**9
 WINDOW = 256 * MIB
 WINDOWS = 4
+SMALL_TOTAL = 64 * MIB
 SMALL_FILE = 4096
 SMALL_READS = 1000
 PROVIDERS = ("hvac", "boto3", "botocore", "google.cloud", "azure", "obstore")
@@ -34,7 +34,7 @@ class Scale:
     def __init__(self, work: Path, results: Results, rounds: int, quick: bool) -> None:
         """Nothing is made yet."""
         self.work, self.results, self.rounds, self.quick = work / "scale", results, rounds, quick
-        self.work.mkdir()
+        self.work.mkdir(exist_ok=True)
 
     def _rounds(self, measure: Callable[[int], None]) -> None:
         for number in range(self.rounds + 1):
@@ -44,16 +44,13 @@ class Scale:
         """Mount candidates over `source` for as long as `measure` runs; all of it goes afterwards."""
         work = Path(f"{source}.work")
         work.mkdir()
-        candidates = [kind_of(name)(name, source, work) for name in names]
+        candidates, missing = bring_up(names, source, work)
         try:
-            for candidate in candidates:
-                candidate.prepare()
-                candidate.mount()
+            for name, reason in missing.items():
+                raise BenchError(f"{name}: {reason}")
             measure(candidates)
         finally:
-            for candidate in candidates:
-                with suppress(BenchError, OSError):
-                    candidate.unmount()
+            take_down(candidates)
             shutil.rmtree(source, ignore_errors=True)
             shutil.rmtree(work, ignore_errors=True)
 
@@ -203,17 +200,18 @@ def _imported(candidate: Modelfs) -> str:
         candidate.daemon = daemon
         candidate.unmount()
     modules = set(re.findall(r"^import time:.*\|\s+([\w.]+)$", log.read_text(), re.MULTILINE))
-    if "modelfs.keys.file" not in modules:
+    if "modelfs.mount.start" not in modules:
         return "which key providers a mount imports could not be told"
     found = sorted(name for name in PROVIDERS if any(module == name or module.startswith(f"{name}.") for module in modules))
     return f"Imported by a mount with a file KEK: {len(modules)} modules; of other key providers: {', '.join(found) or 'none'}."
 
 
 def read_windows(path: Path) -> float:
-    """GB/s of first reads of up to four windows of 256 MiB, evenly over the file."""
+    """GB/s of first reads of up to four windows of 256 MiB, evenly over the file; of a small file, again and again."""
     size = path.stat().st_size
     length = min(WINDOW, size // WINDOWS) if size > WINDOW else size
-    starts = [0] if length == size else [(size - length) * number // (WINDOWS - 1) // MIB * MIB for number in range(WINDOWS)]
+    starts = [(size - length) * number // (WINDOWS - 1) // MIB * MIB for number in range(WINDOWS)]
+    starts *= max(1, SMALL_TOTAL // (length * WINDOWS))
     buffer, nanoseconds = mmap.mmap(-1, MIB), 0
     with opened(path) as fd:
         for begin in starts:
@@ -226,15 +224,18 @@ def read_windows(path: Path) -> float:
 
 
 def read_small(paths: list[Path], first: bool) -> float:
-    """Files a second: opened, read and closed; dropped before, if it is to be a first read."""
-    for path in paths if first else []:
-        with opened(path) as fd:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    begin = time.perf_counter()
-    for path in paths:
-        with opened(path) as fd:
-            os.read(fd, 2 * SMALL_FILE)
-    return len(paths) / (time.perf_counter() - begin)
+    """Files a second: opened, read and closed; dropped before, if it is to be a first read. Few files are read again and again."""
+    seconds, repeats = 0.0, max(1, SMALL_READS // len(paths))
+    for _ in range(repeats):
+        for path in paths if first else []:
+            with opened(path) as fd:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.perf_counter()
+        for path in paths:
+            with opened(path) as fd:
+                os.read(fd, 2 * SMALL_FILE)
+        seconds += time.perf_counter() - begin
+    return len(paths) * repeats / seconds
 
 
 def first_parallel(candidate: Candidate, names: list[str]) -> float:
