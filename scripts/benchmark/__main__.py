@@ -74,14 +74,16 @@ def _stop(number: int, _frame: object) -> NoReturn:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure modelfs against others in one run; docs/PERFORMANCE.md explains it.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure modelfs against others in one run: see docs/PERFORMANCE.md."
+    )
     parser.add_argument("--quick", action="store_true", help="about two minutes: small files, three rounds, no curves")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="rounds that count; one more is thrown away [5; 3 with --quick]")
     parser.add_argument("--rows", metavar="A,B", help=f"only these: {', '.join(EVERYTHING)}")
     parser.add_argument("--candidates", metavar="A,B", help=f"only these: {', '.join(candidates.DEFAULT)}; modelfs-N has N workers")
     parser.add_argument("--size", type=_positive, metavar="MIB", help="size of the file that is read [256; 128 with --quick]")
     parser.add_argument("--write-size", type=_positive, metavar="MIB", help="size of the file that is sealed [2048; 256 with --quick]")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="where the data goes, about 12 times --size; a disk, not a tmpfs [$TMPDIR]")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where the data goes; a disk, not a tmpfs [$TMPDIR]")
     parser.add_argument("--results", type=Path, metavar="DIR", default=Path("results"), help="where the report goes [results]")
     parser.add_argument("--blocks", action="store_true", help="compare block sizes instead (docs/FORMAT.md, section 9)")
     return parser.parse_args(words)
@@ -119,7 +121,12 @@ def measure(order: Order, work: Path) -> None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise BenchError("/dev/fuse is missing or not ours: mounts are what is measured")
     results = Results()
-    settings = {"rounds": order.rounds, "size_mib": order.size // MIB, "write_size_mib": order.write_size // MIB, "read_ahead_kb": None}
+    settings: dict[str, object] = {
+        "rounds": order.rounds,
+        "size_mib": order.size // MIB,
+        "write_size_mib": order.write_size // MIB,
+        "read_ahead_kb": None,
+    }
 
     def write() -> None:
         found = report.describe(results, ["scripts/bench", *sys.argv[1:]], settings)

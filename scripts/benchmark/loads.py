@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmark.cache import drop, files_below
-from benchmark.candidates import Candidate
+from benchmark.candidate import Candidate
 from benchmark.data import GGUF
 from benchmark.reads import Reads
 from benchmark.system import REPOSITORY, BenchError, environment, last_words, run
@@ -70,7 +70,8 @@ def ask_llama_cpp(directory: Path) -> tuple[float, str]:
         finally:
             process.kill()
             process.wait(30)
-            process.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _ask(address: str) -> str:

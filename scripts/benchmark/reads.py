@@ -9,7 +9,6 @@ import json
 import mmap
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.cache import cached_bytes, cached_pages, drop, drop_fd, opened, read_ahead, warm
-from benchmark.candidates import Candidate
+from benchmark.cache import cached_bytes, cached_pages, drop, drop_fd, opened, read_ahead, read_ahead_kb, warm
+from benchmark.candidate import Candidate
 from benchmark.costs import cpu_seconds, peak_pss
 from benchmark.results import Results
 from benchmark.system import MIB, BenchError, run
@@ -223,7 +222,8 @@ def _random(candidate: Candidate, threads: int) -> dict[str, float]:
     sizes = [f"--size={part}", f"--offset_increment={part}", f"--number_ios={max(1, RANDOM_READS // threads)}"]
     # Every thread reads its own part, in which fio reads nothing twice: each read is a first one.
     load = ["--rw=randread", "--bs=4k", "--ioengine=psync", "--thread", f"--numjobs={threads}", *sizes, f"--runtime={RANDOM_SECONDS}"]
-    answer = run("fio", "--name=random", f"--filename={path}", "--readonly", "--invalidate=0", *load, "--group_reporting", "--output-format=json")
+    how = ["--readonly", "--invalidate=0", "--group_reporting", "--output-format=json"]
+    answer = run("fio", "--name=random", f"--filename={path}", *load, *how)
     latency = json.loads(answer[answer.index("{") :])["jobs"][0]["read"]["clat_ns"]["percentile"]
     return {f"random-{threads}-median": latency["50.000000"] / 1e3, f"random-{threads}-p99": latency["99.000000"] / 1e3}
 
@@ -262,16 +262,5 @@ def _page_cache(candidate: Candidate) -> dict[str, float]:
 
 def read_ahead_of(candidates: list[Candidate]) -> int:
     """KiB that modelfs's mount reads ahead; 1024 where none is mounted."""
-    from benchmark.cache import read_ahead_kb
-
     found = [read_ahead_kb(each.path) for each in candidates if each.name.startswith("modelfs")]
     return next((kib for kib in found if kib), 1024)
-
-
-def check_fio() -> str | None:
-    """Why fio cannot run; None if it can."""
-    try:
-        run("fio", "--version")
-    except (BenchError, subprocess.SubprocessError) as exc:
-        return str(exc)
-    return None

@@ -121,9 +121,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Benchmark of modelfs",
         "",
-        f"`{' '.join(report['command'])}`: {host['cores']} cores ({host['processor']}), Linux {host['kernel']}, {settings['rounds']} rounds, "
-        f"files of {settings['size_mib']} MiB, read-ahead of the mount {settings['read_ahead_kb']} KiB. Ratios are of medians; in brackets the "
-        "smallest and largest of one round.",
+        f"`{' '.join(report['command'])}`: {host['cores']} cores ({host['processor']}), Linux {host['kernel']},",
+        f"{settings['rounds']} rounds, files of {settings['size_mib']} MiB, read-ahead of the mount {settings['read_ahead_kb']} KiB.",
+        "Ratios are of medians; in brackets the smallest and largest of one round.",
         "",
         *_table(
             ["row", "candidate", "median", "against", "ratio", "bar", "holds", "aim", "reached"],
@@ -132,7 +132,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     ]
     names = list(dict.fromkeys(name for row in report["rows"].values() for name in row["candidates"]))
     lines += ["", "## All candidates", "", "Median, and the middle half of the samples relative to it.", ""]
-    lines += _table(["row", "unit", *names], ([row["title"], row["unit"], *(_cell(row, name) for name in names)] for row in report["rows"].values()))
+    everything = ([row["title"], row["unit"], *(_cell(row, name) for name in names)] for row in report["rows"].values())
+    lines += _table(["row", "unit", *names], everything)
     for curve in report["curves"].values():
         lines += ["", f"## {curve['title']}", "", *_curve_table(curve)]
     if report["missing"]:

@@ -7,11 +7,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmark.cache import drop_fd, files_below, opened, warm
-from benchmark.candidates import Candidate, Modelfs, bring_up, take_down
+from benchmark.candidate import Candidate
+from benchmark.candidates import Modelfs, bring_up, take_down
 from benchmark.costs import pss_bytes
 from benchmark.data import write_random
 from benchmark.reads import read_parallel
@@ -36,9 +38,13 @@ class Scale:
         self.work, self.results, self.rounds, self.quick = work / "scale", results, rounds, quick
         self.work.mkdir(exist_ok=True)
 
-    def _rounds(self, measure: Callable[[int], None]) -> None:
+    def _interleave(self, curve: str, x: float, measures: Mapping[str, Callable[[], float]]) -> None:
+        """One point of a curve: by candidate what a pass gives, in turn."""
         for number in range(self.rounds + 1):
-            measure(number)
+            for name, measure in measures.items():
+                value = measure()
+                if number:
+                    self.results.add_point(curve, name, x, value)
 
     def _mounted(self, names: Sequence[str], source: Path, measure: Callable[[list[Candidate]], None]) -> None:
         """Mount candidates over `source` for as long as `measure` runs; all of it goes afterwards."""
@@ -64,17 +70,14 @@ class Scale:
         for size in sizes:
             write_random(source / str(size), size * MIB)
 
+        def first(candidate: Candidate, size: int) -> float:
+            by_likeness = sorted(candidate.stored_files(), key=lambda path: abs(path.stat().st_size - size * MIB))
+            warm(by_likeness[:2])  # the file's blob is the one with almost its size
+            return read_windows(candidate.path / str(size))
+
         def measure(candidates: list[Candidate]) -> None:
             for size in sizes:
-
-                def one(number: int, size: int = size) -> None:
-                    for candidate in candidates:
-                        warm(sorted(candidate.stored_files(), key=lambda path: abs(path.stat().st_size - size * MIB))[:2])  # the blob, surely
-                        rate = read_windows(candidate.path / str(size))
-                        if number:
-                            self.results.add_point("file-size", candidate.name, size, rate)
-
-                self._rounds(one)
+                self._interleave("file-size", size, {each.name: partial(first, each, size) for each in candidates})
 
         self._mounted(["passthrough", "modelfs", "modelfs-1"], source, measure)
 
@@ -91,14 +94,11 @@ class Scale:
 
             def measure(candidates: list[Candidate], count: int = count, chosen: list[str] = chosen) -> None:
                 plain = Candidate("ext4", candidates[0].source, candidates[0].work)
-
-                def one(number: int) -> None:
-                    for candidate in [plain, *candidates]:
-                        rate = read_small([candidate.path / name for name in chosen], first=candidate is not plain)
-                        if number:
-                            self.results.add_point("file-count", candidate.name, count, rate)
-
-                self._rounds(one)
+                passes = {
+                    each.name: partial(read_small, [each.path / name for name in chosen], first=each is not plain)
+                    for each in [plain, *candidates]
+                }
+                self._interleave("file-count", count, passes)
 
             self._mounted(["modelfs"], source, measure)
 
@@ -115,13 +115,11 @@ class Scale:
         counts = sorted({1, 2, 4, 2 * (os.cpu_count() or 1)})
 
         def measure(candidates: list[Candidate]) -> None:
-            def one(number: int) -> None:
+            for number in range(self.rounds + 1):
                 for workers, candidate in zip(counts, candidates, strict=True):
                     rate = first_parallel(candidate, names[:4])
                     if number:
                         self.results.add_point("workers", "modelfs", workers, rate)
-
-            self._rounds(one)
 
         self._mounted([f"modelfs-{count}" for count in counts], source, measure)
 
@@ -131,14 +129,7 @@ class Scale:
 
         def measure(candidates: list[Candidate]) -> None:
             for readers in (1, 2, 4, 8):
-
-                def one(number: int, readers: int = readers) -> None:
-                    for candidate in candidates:
-                        rate = first_parallel(candidate, names[:readers])
-                        if number:
-                            self.results.add_point("readers", candidate.name, readers, rate)
-
-                self._rounds(one)
+                self._interleave("readers", readers, {each.name: partial(first_parallel, each, names[:readers]) for each in candidates})
 
         self._mounted(["passthrough", "modelfs"], source, measure)
 
