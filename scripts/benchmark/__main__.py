@@ -127,11 +127,6 @@ def measure(order: Order, work: Path) -> None:
         "write_size_mib": order.write_size // MIB,
         "read_ahead_kb": None,
     }
-        "rounds": order.rounds,
-        "size_mib": order.size // MIB,
-        "write_size_mib": order.write_size // MIB,
-        "read_ahead_kb": None,
-    }
 
     def write() -> None:
         found = report.describe(results, ["scripts/bench", *sys.argv[1:]], settings)
