@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ from benchmark.loads import measure_loads
 from benchmark.reads import Reads, read_ahead_of
 from benchmark.results import Results
 from benchmark.scale import measure_scale
-from benchmark.system import MIB, BenchError, install
+from benchmark.system import MIB, REPOSITORY, BenchError, install
 from benchmark.writes import measure_writes
 
-READS = ["first-read", "cold-read", "second-read", "mmap", "random", "four-readers", "memory", "page-cache", "loads"]
+READS = ["first-read", "cold-read", "second-read", "mmap", "random", "four-readers", "memory", "page-cache"]
 WRITES = ["seal", "verify"]
 SCALE = ["ready", "file-size", "file-count", "workers", "readers", "model-size", "model-files"]
-EVERYTHING = [*READS, *WRITES, *SCALE]
-QUICK = [*READS, *WRITES, "ready"]
+BEGIN = time.monotonic()
+EVERYTHING = [*READS, "loads", *WRITES, *SCALE]
+QUICK = [*READS, "loads", *WRITES, "ready"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise BenchError(f"{arguments.work} is no directory: name one for the data with --work")
     order = _order(arguments)
     with tempfile.TemporaryDirectory(prefix="modelfs-bench-", dir=arguments.work) as temporary:
-        work = Path(temporary)
+        work = Path(temporary).resolve()  # as the kernel's table of mounts has it
         if arguments.blocks:
             from benchmark.blocks import measure_blocks
 
@@ -84,7 +86,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=_positive, metavar="MIB", help="size of the file that is read [256; 128 with --quick]")
     parser.add_argument("--write-size", type=_positive, metavar="MIB", help="size of the file that is sealed [2048; 256 with --quick]")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the data goes; a disk, not a tmpfs [$TMPDIR]")
-    parser.add_argument("--results", type=Path, metavar="DIR", default=Path("results"), help="where the report goes [results]")
+    parser.add_argument("--results", type=Path, metavar="DIR", default=REPOSITORY / "results", help="where the report goes [results]")
     parser.add_argument("--blocks", action="store_true", help="compare block sizes instead (docs/FORMAT.md, section 9)")
     return parser.parse_args(words)
 
@@ -138,6 +140,11 @@ def measure(order: Order, work: Path) -> None:
     try:
         if set(order.rows) & set(READS):
             _measure_reads(order, work, results, settings, write)
+        if "loads" in order.rows:
+            say("loads")
+            wanted = ["ext4", "modelfs"] if order.quick else ["ext4", "gocryptfs", "modelfs"]  # slower ones would show nothing more
+            measure_loads(work / "loads", [name for name in wanted if name in order.names], results, order.rounds)
+            write()
         if set(order.rows) & set(WRITES):
             say("seal, verify")
             measure_writes(work, order.write_size, results, order.rounds, set(order.rows))
@@ -153,14 +160,13 @@ def measure(order: Order, work: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    """Progress, on stderr, with the seconds since the beginning."""
+    print(f"bench: {time.monotonic() - BEGIN:4.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def _measure_reads(order: Order, work: Path, results: Results, settings: dict[str, object], write: Callable[[], None]) -> None:
     source = work / "source"
     data.make_source(source, order.size)
-    models = _add_models(source, results) if "loads" in order.rows else []
     say(f"preparing {', '.join(order.names)}")
     mounted, missing = candidates.bring_up(order.names, source, work)
     results.missing.update(missing)
@@ -176,7 +182,6 @@ def _measure_reads(order: Order, work: Path, results: Results, settings: dict[st
             "four-readers": reads.four_readers,
             "memory": reads.memory,
             "page-cache": reads.page_cache,
-            "loads": lambda: measure_loads(reads, models, ["ext4", "modelfs"] if order.quick else ["ext4", "gocryptfs", "modelfs"]),
         }
         for name, part in parts.items():
             if name not in order.rows:
@@ -189,20 +194,8 @@ def _measure_reads(order: Order, work: Path, results: Results, settings: dict[st
             write()
     finally:
         candidates.take_down(mounted)
-        for directory in (source, work / "store"):
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _add_models(source: Path, results: Results) -> list[str]:
-    added = []
-    for name, add in (("minilm", data.add_minilm), ("smollm2-shards", data.add_shards), ("smollm2-gguf", data.add_gguf)):
-        try:
-            add(source)
-            added.append(name)
-        except BenchError as exc:
-            results.missing[f"load-{name}"] = str(exc)
-            shutil.rmtree(source / name, ignore_errors=True)
-    return added
+        for each in [source, *(candidate.store for candidate in mounted)]:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 if __name__ == "__main__":

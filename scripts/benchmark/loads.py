@@ -1,6 +1,7 @@
 """Real models by real loaders, cold, each as a process of its own: seconds from its start to its first answer."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,35 +12,56 @@ from pathlib import Path
 
 from benchmark.cache import drop, files_below
 from benchmark.candidate import Candidate
-from benchmark.data import GGUF
+from benchmark.candidates import bring_up, take_down
+from benchmark.data import GGUF, add_gguf, add_minilm, add_shards
 from benchmark.reads import Reads
+from benchmark.results import Results
 from benchmark.system import REPOSITORY, BenchError, environment, last_words, run
 
 ANSWER_SECONDS = 120
 
+Loader = Callable[[Path], tuple[float, str]]
+"""From a directory to seconds and an answer."""
 
-def measure_loads(reads: Reads, models: list[str], names: Sequence[str]) -> None:
-    """The models that are there, by the candidates named: the slow ones would show nothing more."""
-    candidates = [each for each in reads.candidates if each.name in names]
-    loaders: dict[str, Callable[[Path], tuple[float, str]]] = {
-        "minilm": load_safetensors,
-        "smollm2-shards": load_safetensors,
-        "smollm2-gguf": ask_llama_cpp,
-    }
-    for model in models:
-        answers: set[str] = set()
 
-        def measure(candidate: Candidate, model: str = model, answers: set[str] = answers) -> dict[str, float]:
-            files = files_below(candidate.path / model)
-            drop(files)
-            drop(candidate.stored_files())
-            seconds, answer = loaders[model](candidate.path / model)
-            answers.add(answer)
-            if len(answers) > 1:
-                raise BenchError(f"another answer from {candidate.name} than from the candidates before: {answers}")
-            return {f"load-{model}": seconds}
+def measure_loads(work: Path, names: Sequence[str], results: Results, rounds: int) -> None:
+    """Every model by its loader, from every candidate; the answers must agree."""
+    source = work / "source"
+    source.mkdir(parents=True)
+    models = _add_models(source, results)
+    mounted, missing = bring_up(names, source, work)
+    results.missing.update({f"loads: {name}": reason for name, reason in missing.items()})
+    reads = Reads(mounted, results, rounds, 0)
+    try:
+        for model in models:
+            loader, answers = LOADERS[model][1], set[str]()
 
-        reads.interleave(f"load-{model}", measure, candidates)
+            def measure(candidate: Candidate, model: str = model, loader: Loader = loader, answers: set[str] = answers) -> dict[str, float]:
+                drop(files_below(candidate.path / model))
+                drop(candidate.stored_files())
+                seconds, answer = loader(candidate.path / model)
+                answers.add(answer)
+                if len(answers) > 1:
+                    raise BenchError(f"{model} answers differently from {candidate.name}: {answers}")
+                return {f"load-{model}": seconds}
+
+            reads.interleave(f"load-{model}", measure)
+    finally:
+        take_down(mounted)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _add_models(source: Path, results: Results) -> list[str]:
+    """Those whose packages are installed."""
+    added = []
+    for name, (add, _) in LOADERS.items():
+        try:
+            add(source)
+            added.append(name)
+        except BenchError as exc:
+            results.missing[f"load-{name}"] = str(exc)
+            shutil.rmtree(source / name, ignore_errors=True)
+    return added
 
 
 def load_safetensors(directory: Path) -> tuple[float, str]:
@@ -80,3 +102,11 @@ def _ask(address: str) -> str:
     request = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
         return str(json.load(response)["choices"][0]["message"]["content"])
+
+
+LOADERS: dict[str, tuple[Callable[[Path], None], Loader]] = {
+    "minilm": (add_minilm, load_safetensors),
+    "smollm2-shards": (add_shards, load_safetensors),
+    "smollm2-gguf": (add_gguf, ask_llama_cpp),
+}
+"""Directory of a model: what puts it there, and who loads it."""

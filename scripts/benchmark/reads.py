@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,7 @@ class Reads:
             for candidate in list(running):
                 try:
                     values = measure(candidate)
-                except (BenchError, OSError) as exc:
+                except (BenchError, OSError, subprocess.SubprocessError) as exc:
                     self.results.missing[f"{row}: {candidate.name}"] = str(exc)
                     running.remove(candidate)
                     continue
