@@ -25,7 +25,7 @@ from benchmark.system import MIB, BenchError, run
 
 FILE = "model.bin"
 PARTS = [f"part{number}.bin" for number in range(4)]
-REREADS = 5
+REREADS = 3
 RANDOM_READS = 4000
 RANDOM_SECONDS = 5
 
