@@ -219,7 +219,7 @@ def read_all(path: Path, keys: KeySet, *, model: str | None = MODEL, step: int =
             dek = unwrap_dek(keys.provider(), read_keys(store, manifest), manifest)
             index = open_index(fetch_index(store, manifest), manifest, dek)
             blobs = {blob.id: blob for blob in manifest.blobs}
-            buffers = ReadBuffers(manifest.block_size)
+            buffers = ReadBuffers()
             for entry in index.files:
                 files[entry.path] = _read_file(store, manifest, blobs[entry.blob], entry, buffers, step)
     except ModelfsError as exc:

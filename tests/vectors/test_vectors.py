@@ -60,7 +60,7 @@ def test_modelfs_reads_the_frozen_vector(vector: Path) -> None:
         got = {}
         for entry in index.files:
             blob = blobs[entry.blob]
-            buffers = ReadBuffers(manifest.block_size)
+            buffers = ReadBuffers()
             reader = BlobReader(store, blob, manifest.geometry(blob), manifest.digest, entry.blob_key, buffers)
             out = bytearray(entry.size)
             assert reader.read_into(0, memoryview(out)) == entry.size
