@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modelfs.crypto.signing import TrustedKeys, generate_signing_key, load_signer, load_trusted_keys, sign_payload
+from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
+from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload
 from modelfs.errors import ModelfsError
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope

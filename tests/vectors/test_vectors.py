@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.keys.file import open_provider
 from modelfs.keys.interface import unwrap_dek
 from modelfs.reader.blob import BlobReader, ReadBuffers
