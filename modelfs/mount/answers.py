@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
+from modelfs.cache.scratch import page_aligned
 from modelfs.control.fence import Fence
 from modelfs.control.pins import Rows
 from modelfs.errors import BlockAuthError, StoreError
@@ -20,7 +21,6 @@ from modelfs.mount.wire import (
     pack_open,
     pack_statfs,
 )
-from modelfs.reader.scratch import page_aligned
 
 REPLY_SIZE = 1 << 20
 """Largest read request: 256 pages."""

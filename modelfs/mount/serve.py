@@ -5,10 +5,10 @@ import errno
 import logging
 import os
 
+from modelfs.cache.scratch import PAGE, page_aligned
 from modelfs.errors import ModelfsError
 from modelfs.mount.answers import REPLY_SIZE, Answers, Refused
 from modelfs.mount.wire import WITHOUT_REPLY, Opcode, Request, pack_header, parse_name, parse_read, read_request
-from modelfs.reader.scratch import PAGE, page_aligned
 
 logger = logging.getLogger(__name__)
 

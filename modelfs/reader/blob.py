@@ -8,17 +8,18 @@ the use. There is no option to turn either check off.
 from collections.abc import Iterator
 
 from modelfs.cache.lru import LruMap
+from modelfs.cache.scratch import Scratch
+from modelfs.cache.slots import SlotCache
 from modelfs.crypto.aead import BlobCipher
 from modelfs.crypto.digests import leaf_hash, tree_root
 from modelfs.errors import BlockAuthError
 from modelfs.format.geometry import TAG_SIZE, BlockIndex, Geometry
 from modelfs.format.manifest import BlobEntry, DigestName
-from modelfs.reader.scratch import Scratch
 from modelfs.reader.stream import BlobStream
 from modelfs.reader.tree import DigestTree, LeafPages
 from modelfs.store.local import Store
 
-PlainBlocks = LruMap[tuple[str, int], bytes]
+PlainBlocks = SlotCache[tuple[str, int]]
 """Verified plaintext of blocks that were read in part, by (blob id, block): small sequential reads decrypt a block once."""
 
 
@@ -29,7 +30,7 @@ class ReadBuffers:
         """Memory: the largest request's ciphertext, 64 pages of leaves (8 MiB), 8 blocks of plaintext."""
         self.ciphertext = Scratch()
         self.pages: LeafPages = LruMap(64)
-        self.blocks: PlainBlocks = LruMap(8)
+        self.blocks: PlainBlocks = SlotCache(8)
 
 
 class BlobReader:
@@ -83,14 +84,11 @@ class BlobReader:
             done += length
         return done
 
-    def _block(self, index: BlockIndex) -> bytes:
-        cached = self._buffers.blocks.find((self._id, index))
-        if cached is None:
-            plaintext = memoryview(bytearray(self._shape.block_length(index)))
-            self._open_block(index, next(self._stored([index])), plaintext)
-            cached = bytes(plaintext)  # owned bytes: a view of a reused buffer must never be cached
-            self._buffers.blocks.put((self._id, index), cached)
-        return cached
+    def _block(self, index: BlockIndex) -> memoryview:
+        key = (self._id, index)
+        return self._buffers.blocks.find(key) or self._buffers.blocks.fill(
+            key, self._shape.block_length(index), lambda out: self._open_block(index, next(self._stored([index])), out)
+        )
 
     def _stored(self, indices: list[BlockIndex]) -> Iterator[memoryview]:
         """Blocks that follow each other, as stored, read at once when the first is asked for; a byte of room before each.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from modelfs.cache.scratch import PAGE, Scratch, page_aligned
 from modelfs.control.process import libc
-from modelfs.reader.scratch import PAGE, Scratch, page_aligned
 from modelfs.reader.stream import LAG, LARGEST_FOLIO, STREAM_REQUEST, BlobStream
 
 MIB = 1 << 20
