@@ -48,9 +48,14 @@ class Candidate:
         """Every process that serves reads."""
         return family(self.daemon.pid) if self.daemon else []
 
+    @property
+    def is_mount(self) -> bool:
+        """Whether the plaintext is seen through a mount of the store."""
+        return self.store != self.path
+
     def stored_files(self) -> list[Path]:
         """Every file of the store, if it is not the plaintext itself."""
-        return files_below(self.store) if self.store != self.path else []
+        return files_below(self.store) if self.is_mount else []
 
 
 class FuseCandidate(Candidate):

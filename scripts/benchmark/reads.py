@@ -63,7 +63,7 @@ class Reads:
 
     def first_read(self) -> None:
         """Ciphertext cached, plaintext not; and the processor time that it took."""
-        self.interleave("first-read", _first_read, _encrypted(self.candidates))
+        self.interleave("first-read", _first_read, _mounts(self.candidates))
 
     def cold_read(self) -> None:
         """Neither cached. ext4 once as it is and once with the mount's read-ahead."""
@@ -83,21 +83,21 @@ class Reads:
 
     def mapped(self) -> None:
         """One byte of every 4 KiB of a mapping, in a process of its own."""
-        self.interleave("mmap-first", lambda each: {"mmap-first": _mapped(each, cold=False)}, _encrypted(self.candidates))
+        self.interleave("mmap-first", lambda each: {"mmap-first": _mapped(each, cold=False)}, _mounts(self.candidates))
         self.interleave("mmap-cold", lambda each: {"mmap-cold": _mapped(each, cold=True)})
 
     def random(self) -> None:
         """fio, each 4 KiB read once; ciphertext cached, plaintext not."""
         for threads in (1, 8):
-            self.interleave(f"random-{threads}", lambda each, threads=threads: _random(each, threads), _encrypted(self.candidates))  # type: ignore[misc]
+            self.interleave(f"random-{threads}", lambda each, threads=threads: _random(each, threads), _mounts(self.candidates))  # type: ignore[misc]
 
     def four_readers(self) -> None:
         """Four files by four threads at once, ciphertext cached."""
-        self.interleave("four-readers", _four_readers, _encrypted(self.candidates))
+        self.interleave("four-readers", _four_readers, _mounts(self.candidates))
 
     def memory(self) -> None:
         """PSS is sampled in passes of their own: sampling slows the daemon down."""
-        self.interleave("memory", _memory, _encrypted(self.candidates))
+        self.interleave("memory", _memory, _mounts(self.candidates))
 
     def page_cache(self) -> None:
         """From cold, what is in the page cache when a file has been read."""
@@ -122,9 +122,9 @@ def _adjusted(candidate: Candidate) -> Iterator[None]:
         yield
 
 
-def _encrypted(candidates: list[Candidate]) -> list[Candidate]:
+def _mounts(candidates: list[Candidate]) -> list[Candidate]:
     """Those for which a first read with a cached store means something."""
-    return [each for each in candidates if each.store != each.path]
+    return [each for each in candidates if each.is_mount]
 
 
 def _chill(candidate: Candidate, *names: str) -> None:

@@ -94,10 +94,7 @@ class Scale:
 
             def measure(candidates: list[Candidate], count: int = count, chosen: list[str] = chosen) -> None:
                 plain = Candidate("ext4", candidates[0].source, candidates[0].work)
-                passes = {
-                    each.name: partial(read_small, [each.path / name for name in chosen], first=each is not plain)
-                    for each in [plain, *candidates]
-                }
+                passes = {each.name: partial(read_small, each, chosen) for each in [plain, *candidates]}
                 self._interleave("file-count", count, passes)
 
             self._mounted(["modelfs"], source, measure)
@@ -214,11 +211,13 @@ def read_windows(path: Path) -> float:
     return length * len(starts) / nanoseconds
 
 
-def read_small(paths: list[Path], first: bool) -> float:
-    """Files a second: opened, read and closed; dropped before, if it is to be a first read. Few files are read again and again."""
-    seconds, repeats = 0.0, max(1, SMALL_READS // len(paths))
+def read_small(candidate: Candidate, names: list[str]) -> float:
+    """Files a second: opened, read and closed; through a mount each is a first read. Few files are read again and again."""
+    seconds, repeats = 0.0, max(1, SMALL_READS // len(names))
+    paths = [candidate.path / name for name in names]
+    warm(candidate.stored_files() or paths)
     for _ in range(repeats):
-        for path in paths if first else []:
+        for path in paths if candidate.is_mount else []:
             with opened(path) as fd:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         begin = time.perf_counter()
@@ -231,8 +230,7 @@ def read_small(paths: list[Path], first: bool) -> float:
 
 def first_parallel(candidate: Candidate, names: list[str]) -> float:
     """GB/s of first reads of several files at once, ciphertext cached."""
-    plain = candidate.store == candidate.source
-    warm([candidate.store / name for name in names] if plain else candidate.stored_files())
+    warm([candidate.store / name for name in names] if candidate.store == candidate.source else candidate.stored_files())
     for name in names:
         with opened(candidate.path / name) as fd:
             drop_fd(fd)
