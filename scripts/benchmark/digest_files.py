@@ -18,7 +18,7 @@ def digest(paths: list[str]) -> None:
 
 def verify(sealed: str, public: str) -> None:
     """All of `modelfs verify` but its command line."""
-    from modelfs.crypto.signing import load_trusted_keys
+    from modelfs.crypto.signatures import load_trusted_keys
     from modelfs.reader.verify import verify_store
     from modelfs.store.local import Store
     from modelfs.trust.release import read_release

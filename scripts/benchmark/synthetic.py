@@ -13,7 +13,8 @@ from benchmark.system import run
 from modelfs.crypto.aead import BlobCipher
 from modelfs.crypto.digests import leaf_hash, page_hashes, root_hash
 from modelfs.crypto.kdf import index_key
-from modelfs.crypto.signing import load_signer, load_trusted_keys, sign_payload
+from modelfs.crypto.signatures import load_trusted_keys
+from modelfs.crypto.signing import load_signer, sign_payload
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope
 from modelfs.format.geometry import TAG_SIZE, geometry
