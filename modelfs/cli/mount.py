@@ -14,9 +14,9 @@ import typer
 
 import modelfs.errors
 from modelfs.cli import vault_options
+from modelfs.cli.config_option import Config, file_of
 from modelfs.cli.output import note, print_json, printable
 from modelfs.cli.values import check_id, check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
-from modelfs.config.mount_file import read_mount_file
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
 from modelfs.crypto.signing import load_trusted_keys
@@ -40,18 +40,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: modelfs lock /models/llama")(lock)
     app.command(epilog="Example: modelfs unlock /models/llama")(unlock)
     app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
-
-
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's values the defaults of the options that the command line does not give."""
-    if path is not None:
-        found = read_mount_file(path)
-        fields = {name: value for name, value in found if value is not None and name != "vault"}
-        if "workers" in fields:
-            fields["workers"] = str(fields["workers"])
-        context.default_map = fields
-        context.obj = found.vault
-    return path
 
 
 def mount(
@@ -82,12 +70,7 @@ def mount(
     vault_ca_file: vault_options.CaFile = None,
     insecure_http: vault_options.InsecureHttp = False,
     allow_batch_tokens: vault_options.AllowBatch = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE", callback=_read_config, is_eager=True, help="Options from a TOML file; the command line wins."
-        ),
-    ] = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
@@ -97,6 +80,8 @@ def mount(
     except ImportError as exc:
         raise MountError(f"mounting needs pyfuse3 and libfuse3 ({exc}): install fuse3 and modelfs[mount]") from None
 
+    if audit_required and audit is None:
+        raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(
         sealed=sealed.absolute(),
@@ -116,8 +101,9 @@ def mount(
         audit=audit.absolute() if audit else None,
         audit_required=audit_required,
         lease=parse_lease(renew_every, ttl, proof_timeout),
-        vault=vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-        or context.obj,
+        vault=vault_options.read_settings(
+            vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
+        ),
     )
 
     def announce(facts: dict[str, Any]) -> None:

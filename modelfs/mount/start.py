@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,12 +26,12 @@ from modelfs.control.process import close_others, fork_child, harden, kill_child
 from modelfs.control.prover import Prover
 from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
 from modelfs.crypto.signing import TrustedKeys
-from modelfs.errors import ConfigError, MountError, MountLostError
+from modelfs.errors import MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
 from modelfs.keys import open_kek
 from modelfs.keys.vault_settings import VaultSettings
-from modelfs.mount.mountinfo import top_mount
+from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
 from modelfs.mount.teardown import tear_down
 from modelfs.mount.view import Appearance
@@ -91,7 +90,7 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
 
 def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     sealed = Path(os.path.realpath(request.sealed))
-    _check_mountpoint(mountpoint, sealed)
+    check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
         release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
         check_minimum(release.manifest, request.minimum_release)
@@ -123,21 +122,6 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
     finally:
         socket_path(mountpoint).unlink(missing_ok=True)
         server.close()
-
-
-def _check_mountpoint(mountpoint: str, sealed: Path) -> None:
-    top = top_mount(os.fsencode(mountpoint))
-    if top is not None and top.fs_type == "fuse.modelfs":
-        raise MountError(f"a modelfs mount is at {mountpoint} already: `modelfs unmount {mountpoint}` first (umount -l if it is dead)")
-    if mountpoint == str(sealed) or mountpoint.startswith(f"{sealed}{os.sep}"):
-        raise ConfigError(f"the mountpoint {mountpoint} lies in the sealed model: choose another directory")
-    try:
-        if not stat.S_ISDIR(os.lstat(mountpoint).st_mode):
-            raise ConfigError(f"the mountpoint {mountpoint} is not a directory: make one")
-        if os.listdir(mountpoint):
-            raise ConfigError(f"the mountpoint {mountpoint} is not empty: choose an empty directory")
-    except OSError as exc:
-        raise ConfigError(f"cannot use the mountpoint {mountpoint}: {os.strerror(exc.errno or 0)}") from exc
 
 
 def _pin(store: Store, release: VerifiedRelease) -> Pinned:
