@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -111,6 +111,8 @@ def mount(
             print_json(facts)
         else:
             typer.echo(printable(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}"))
+        if facts["audit_error"]:
+            note(f"mounted, and not audited: {facts['audit_error']}")
         sys.stdout.flush()
 
     if foreground:
@@ -225,14 +227,27 @@ def status(
         print_json(answers[0] if mountpoint is not None else answers)
         return
     for answer in answers:
-        typer.echo(
-            f"{printable(answer['mountpoint'])}: {answer['model']} release {answer['release']}, "
-            f"{answer['state']} for {answer['uptime_s']:.0f} s, lease {answer['lease']} for {answer['lease_left_s']:.0f} s, "
-            f"control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
-            f"({answer['worker_deaths']} replaced)"
-        )
+        for line in _describe(answer):
+            typer.echo(printable(line))
     if not answers:
         typer.echo("no modelfs mount of this user")
+
+
+def _describe(answer: dict[str, Any]) -> Iterator[str]:
+    ago, version = answer["last_granted_s_ago"], answer["key_version"]
+    yield (
+        f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']} for {answer['uptime_s']:.0f} s, "
+        f"lease {answer['lease']} for {answer['lease_left_s']:.0f} s"
+        + ("" if ago is None else f", last renewed {ago:.0f} s ago")
+        + f", KEK {answer['kek']}"
+        + ("" if version is None else f" version {version}")
+        + f", control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
+        f"({answer['worker_deaths']} replaced)"
+    )
+    if answer["last_error"]:
+        yield f"  last error: {answer['last_error']}"
+    if answer["audit_error"]:
+        yield f"  not audited: {answer['audit_error']}"
 
 
 def unmount(mountpoint: Mountpoint, json: Json = False) -> None:

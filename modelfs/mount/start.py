@@ -3,6 +3,7 @@
 verify manifest -> rollback check -> pin -> prove -> mount -> warden -> probe -> remember release -> announce -> control loop
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -26,14 +27,14 @@ from modelfs.control.process import close_others, fork_child, harden, kill_child
 from modelfs.control.prover import Prover
 from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
 from modelfs.crypto.signing import TrustedKeys
-from modelfs.errors import MountError, MountLostError
+from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
 from modelfs.keys import open_kek
 from modelfs.keys.vault_settings import VaultSettings
 from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
-from modelfs.mount.teardown import tear_down
+from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
 from modelfs.mount.worker import MountShare
@@ -105,7 +106,13 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
     fence, key_page, rows = Fence(), KeyPage(), Rows()
     prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
-    first = prover.first(PROVE_SECONDS)
+    try:
+        first = prover.first(PROVE_SECONDS)
+    except KeyDeniedError as exc:
+        if audit is not None:
+            with contextlib.suppress(ConfigError):  # the denial is what to say
+                audit.log.write(AuditKind.DENIED, None, str(exc))
+        raise
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
@@ -143,7 +150,7 @@ def _serve(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     manifest = share.pinned.manifest
     loop = ControlLoop(share.fence, ours, lease, audit)  # opens the fence: the first proof is a grant
-    warden = _start_warden(share, theirs, request.workers)
+    warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
     facts = MountFacts(
         share.session.mountpoint,
@@ -158,9 +165,10 @@ def _serve(
     try:
         _probe(share.session)
         record()
-        if audit is not None:
-            audit.log.write(AuditKind.MOUNT, loop.lease.key_version, "mounted")
-        trio.run(loop.run, facts, server, partial(ready, vars(facts)))
+        loop.audit(AuditKind.MOUNT, "mounted")
+        if audit is not None and audit.is_required and loop.audit_error is not None:
+            raise ConfigError(f"{loop.audit_error}; nothing is served without it (--audit-required)")
+        trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
         ended = wait_child(warden, 15.0)
@@ -177,7 +185,7 @@ def _serve(
     return loop.proof
 
 
-def _start_warden(share: MountShare, channel: socket.socket, workers: int) -> int:
+def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit: AuditLog | None, key_version: int | None) -> int:
     gc.collect()
     gc.freeze()  # forks share the heap: the collector must not touch, and so copy, every page of it
 
@@ -185,15 +193,28 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int) -> in
 
     def main() -> int:
         os.setsid()  # a terminal's Ctrl-C is control's to answer
-        close_others(share.descriptors | {channel.fileno()})
-        proof = Warden(share, channel, workers).run()
-        path = socket_path(share.session.mountpoint)
-        if os.getppid() != control and not is_live(path):
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        close_others(share.descriptors | {channel.fileno()} | ({audit.fd} if audit else set()))
+        warden = Warden(share, channel, workers)
+        warden.key_version = key_version
+        proof = warden.run()
+        if os.getppid() != control:
+            _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
         return MountLostError.exit_code if proof.reason == "control died" else 0
 
     return fork_child(main)
+
+
+def _finish_alone(mountpoint: str, audit: AuditLog | None, key_version: int | None, proof: Proof) -> None:
+    """What control would have done, had it lived."""
+    if audit is not None:
+        try:
+            audit.write(AuditKind.REVOKED, key_version, proof.reason, proof.as_json())
+        except ConfigError as exc:
+            logger.error("%s", exc)
+    path = socket_path(mountpoint)
+    if not is_live(path):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _probe(session: Session) -> None:
