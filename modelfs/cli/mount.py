@@ -16,7 +16,16 @@ import modelfs.errors
 from modelfs.cli import vault_options
 from modelfs.cli.config_option import Config, file_of
 from modelfs.cli.output import note, print_json, printable
-from modelfs.cli.values import check_id, check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
+from modelfs.cli.values import (
+    check_id,
+    check_release,
+    default_state_dir,
+    parse_lease,
+    parse_log_level,
+    parse_model,
+    parse_octal,
+    parse_workers,
+)
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
 from modelfs.crypto.signing import load_trusted_keys
@@ -59,6 +68,7 @@ def mount(
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C unmounts.")] = False,
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
+    log_level: Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Append every event to FILE (JSON lines).")] = None,
     audit_required: Annotated[bool, typer.Option("--audit-required", help="Do not serve while --audit cannot be written.")] = False,
     renew_every: Annotated[float, typer.Option("--renew-every", help="Seconds between proofs that the key may still be held.")] = 30,
@@ -82,6 +92,7 @@ def mount(
 
     if audit_required and audit is None:
         raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
+    level = parse_log_level(log_level)
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(
         sealed=sealed.absolute(),
@@ -116,11 +127,11 @@ def mount(
         sys.stdout.flush()
 
     if foreground:
-        _log_to(log, redirect=False)
+        _log_to(log, level, redirect=False)
         print_proof(run_mount(order, announce), json)
         return
     path = (log or state / f"{name}.log").absolute()
-    _daemonise(lambda ready: run_mount(order, ready), announce, path)
+    _daemonise(lambda ready: run_mount(order, ready), announce, path, level)
 
 
 def _absolute_kek(uri: str) -> str:
@@ -128,8 +139,8 @@ def _absolute_kek(uri: str) -> str:
     return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri
 
 
-def _log_to(path: Path | None, redirect: bool) -> None:
-    """Send log lines to `path` (None: stderr); `redirect` sends all of descriptor 2 there, for a daemon that has no other."""
+def _log_to(path: Path | None, level: int, redirect: bool) -> None:
+    """Send log lines of a level to `path` (None: stderr); `redirect` sends all of descriptor 2 there, for a daemon that has no other."""
     stream = sys.stderr
     if path is not None:
         try:
@@ -145,7 +156,7 @@ def _log_to(path: Path | None, redirect: bool) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s modelfs[%(process)d] %(levelname)s %(message)s"))
     handler.addFilter(_escape)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _escape(record: logging.LogRecord) -> bool:
@@ -154,7 +165,9 @@ def _escape(record: logging.LogRecord) -> bool:
     return True
 
 
-def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path) -> None:
+def _daemonise(
+    run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path, level: int
+) -> None:
     """Run in a child of its own session; return when it is ready, raise its error when it is not."""
     reading, writing = os.pipe()
     parent = os.getpid()
@@ -162,7 +175,7 @@ def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announ
         # Until it is ready the daemon ends with the command that waits for it: an interrupted mount never comes to life later.
         die_with_parent(parent)
         close_others({writing})
-        os._exit(_daemon(run, writing, log))
+        os._exit(_daemon(run, writing, log, level))
     os.close(writing)
     report = b""
     while part := os.read(reading, MAX_REPORT_SIZE):
@@ -178,7 +191,7 @@ def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announ
     raise kind(answer.get("message"))
 
 
-def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: int, log: Path) -> int:
+def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: int, log: Path, level: int) -> int:
     reported = False
 
     def report(answer: dict[str, Any]) -> None:
@@ -194,7 +207,7 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        _log_to(log, redirect=True)
+        _log_to(log, level, redirect=True)
         os.chdir("/")
         run(lambda facts: report({"ready": facts}))
     except ModelfsError as exc:

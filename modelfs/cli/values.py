@@ -1,5 +1,6 @@
 """Command-line values: sizes, dates, paths of this host. Each refuses what it does not understand in one sentence."""
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -84,6 +85,13 @@ def parse_octal(text: str) -> int:
     return int(text, 8)
 
 
+def parse_log_level(text: str) -> int:
+    """`debug`, `info`, `warning` or `error`, as logging's number."""
+    if text not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"{text!r} is no log level: use debug, info, warning or error")
+    return int(getattr(logging, text.upper()))
+
+
 def parse_lease(renew_every_s: float, ttl_s: float, proof_timeout_s: float) -> LeasePolicy:
     """Intervals of the lease."""
     if not 0.1 <= proof_timeout_s <= 60:
@@ -103,6 +111,7 @@ def check_values(file: MountFile) -> LeasePolicy:
         "workers": lambda value: parse_workers(str(value)),
         "uid": check_id,
         "gid": check_id,
+        "log_level": parse_log_level,
         "mode": lambda value: value and parse_octal(value),
     }
     for name, value in file:

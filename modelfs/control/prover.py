@@ -6,6 +6,7 @@ deadline is killed.
 """
 
 import json
+import logging
 import os
 import stat
 import time
@@ -34,6 +35,9 @@ SLACK_S = 0.25
 """For forking and importing, on top of a proof's own deadline."""
 REREAD_S = 1.0
 """For reading the keys file once more before a denial counts."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
@@ -150,6 +154,7 @@ class Prover:
                 answer = Answer(Verdict.DENIED, reason=str(exc), error=type(exc).__name__)
             except ModelfsError as exc:
                 answer = Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
+            logger.debug("proof: %s", answer)
             os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
             return 0
 

@@ -192,6 +192,7 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
     control = os.getpid()
 
     def main() -> int:
+        share.key_page.forget_session()
         os.setsid()  # a terminal's Ctrl-C is control's to answer
         close_others(share.descriptors | {channel.fileno()} | ({audit.fd} if audit else set()))
         warden = Warden(share, channel, workers)

@@ -18,6 +18,7 @@ WRONG = {
     "workers": 'workers = "many"\n',
     "mode": 'mode = "rw"\n',
     "uid": "uid = -1\n",
+    "log level": 'log_level = "loud"\n',
     "ttl": "ttl = 3\n",
 }
 

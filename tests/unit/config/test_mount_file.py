@@ -125,8 +125,8 @@ def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     said = {
         "sealed": "/s", "mountpoint": "/m", "model": "llama", "kek": "file:/k", "trust": [f"{tmp_path}/key.pub", f"{tmp_path}/key2.pub"],
         "threshold": 2, "minimum_release": 7, "workers": 3, "allow_other": True, "uid": 11, "gid": 12, "mode": "410", "foreground": True,
-        "state_dir": "/st", "log": str(tmp_path / "log"), "audit": "/a", "audit_required": True, "renew_every": 5, "ttl": 50,
-        "proof_timeout": 2,
+        "state_dir": "/st", "log": str(tmp_path / "log"), "log_level": "error", "audit": "/a", "audit_required": True, "renew_every": 5,
+        "ttl": 50, "proof_timeout": 2,
     }  # fmt: skip
     assert set(said) == set(MountFile.model_fields) - {"vault"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
