@@ -1,12 +1,14 @@
 """A mount with its KEK in a Vault: no key, token or secret id in what it says, shows or leaves in memory, in whatever form."""
 
 import base64
+import contextlib
 import os
 import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hvac
 import pytest
 
 from modelfs.control.keypage import has_secret_memory
@@ -119,17 +121,34 @@ def is_dark(mounted: Mounted, keyed: list[int]) -> bool:
     return bool(workers) and not set(workers) & set(keyed) and not any(os.path.exists(f"/proc/{pid}") for pid in keyed)
 
 
-def search_all(mounted: Mounted, secrets: dict[str, bytes]) -> None:
+def memories(mounted: Mounted) -> dict[str, bytes]:
+    """Of every process of the mount."""
     status = mounted.status()
-    for role in ("control", "warden", "workers"):
-        for pid in [status[role]] if role != "workers" else status[role]:
-            held = memory(pid)
-            assert len(held) > 1 << 20, "nothing was searched"
-            assert leaks(secrets, held) == [], f"in the memory of {role} {pid}"
+    pids = {"control": [status["control"]], "warden": [status["warden"]], "worker": status["workers"]}
+    found = {f"{role} {pid}": memory(pid) for role, each in pids.items() for pid in each}
+    assert len(found) >= 4
+    assert all(len(held) > 1 << 20 for held in found.values()), "nothing was read"
+    return found
+
+
+def search(held: dict[str, bytes], secrets: dict[str, bytes]) -> None:
+    if not has_secret_memory():
+        # The page that control hands from prover to prover is hidden by the kernel, or lies open in control.
+        held = {process: text for process, text in held.items() if not process.startswith("control")}
+    assert {process: leaks(secrets, text) for process, text in held.items()} == {process: [] for process in held}
+
+
+def tokens_in(server: Server, text: bytes) -> dict[str, bytes]:
+    """Tokens of the server: what looks like one, and is."""
+    found = {}
+    for candidate in set(re.findall(rb"\bs\.[A-Za-z0-9]{24}(?![A-Za-z0-9])", text)):
+        with contextlib.suppress(hvac.exceptions.VaultError):
+            server.root.auth.token.lookup(candidate.decode())
+            found[f"login {len(found)}"] = candidate
+    return found
 
 
 def test_nothing_secret_is_said_or_shown_or_left_in_memory(case: Case, mount: Callable[..., Mounted]) -> None:
-    assert has_secret_memory(), "the pages that hold key and token are searched too where the kernel cannot hide them"
     mounted = mount(case.sealed, *case.options)
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
     assert (mounted.path / "other").read_bytes() == b"x"
@@ -140,37 +159,43 @@ def test_nothing_secret_is_said_or_shown_or_left_in_memory(case: Case, mount: Ca
 
     # The search finds keys where they are needed; and no login anywhere but in provers.
     assert "blob key of model.bin" in leaks(case.keys, b"".join(map(memory, keyed)))
-    search_all(mounted, case.secrets)
+    search(memories(mounted), case.secrets)
+    if has_secret_memory():
+        pages = {pid: Path(f"/proc/{pid}/maps").read_text().count("secretmem") for pid in mounted.pids()}
+        assert pages.pop(status["control"]) == 2, "a key's page and a login's"
+        assert set(pages.values()) == {1}, "warden and workers have the key's page alone"
     assert not any(leaks(secrets, text) for text in shown(mounted.pids()))
 
     assert modelfs("lock", mounted.path).returncode == 0
     wait_until(lambda: is_dark(mounted, keyed), 10, "workers without keys alone")
-    search_all(mounted, secrets)
+    search(memories(mounted), secrets)
     assert modelfs("unlock", mounted.path).returncode == 0
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
     keyed = mounted.status()["workers"]
 
-    # An outage: its provers hold the login, in which it is found; nobody else, nor after the lease's end.
+    # An outage: provers wait for the server with the login in their memory. Nobody else has it; after the lease's end nobody has a key.
     os.kill(case.server.vault.pid, signal.SIGSTOP)
     try:
-        found: set[str] = set()
+        waiting: list[bytes] = []
 
-        def look_into_provers() -> bool:
-            for pid in children(status["control"]):
-                if pid != status["warden"]:
-                    try:
-                        found.update(leaks(case.secrets, memory(pid)))
-                    except OSError:
-                        continue  # it has just ended
-            return bool(found)
+        def is_in_a_prover() -> bool:
+            for pid in set(children(status["control"])) - {status["warden"]}:
+                with contextlib.suppress(OSError):  # it has just ended
+                    waiting.append(memory(pid))
+            return len(waiting) >= 3
 
-        wait_until(look_into_provers, 10, "a prover in whose memory the login is found")
-        wait_until(lambda: mounted.status()["lease"] == "locked", TTL_S + 5, "the lease's end")
+        wait_until(is_in_a_prover, TTL_S + 10, "a look into the memory of three provers")
+        wait_until(lambda: mounted.status()["lease"] == "locked", TTL_S + 10, "the lease's end")
         wait_until(lambda: is_dark(mounted, keyed), 10, "workers without keys alone")
-        search_all(mounted, secrets)
+        held = memories(mounted)
+        search(held, secrets)
         said.append(modelfs("status", mounted.path, "--json").stdout.encode())
     finally:
         os.kill(case.server.vault.pid, signal.SIGCONT)
+    logins = tokens_in(case.server, b"".join(waiting))
+    assert logins, "the search must find a login where there is one"
+    search(held, logins)
+    secrets |= logins
     wait_until(lambda: mounted.status()["lease"] == "granted", 10, "the unlock")
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
 
