@@ -109,9 +109,9 @@ class LeaseHolder:
                 await self._until_next_proof()
                 await self._prove()
 
-    def lock(self) -> None:
-        """An operator's lock: stays until an operator's unlock."""
-        self._apply(Happening(Event.LOCK, "an operator locked the mount"))
+    def lock(self, reason: str = "an operator locked the mount") -> None:
+        """An operator's lock, or one that he has ordered beforehand: stays until an operator's unlock."""
+        self._apply(Happening(Event.LOCK, reason))
 
     def unlock(self) -> None:
         """An operator's unlock: asks the key service again."""

@@ -189,9 +189,9 @@ class ControlLoop:
         with trio.move_on_after(UNLOCK_SECONDS):
             while self.lease.lease.state is LeaseState.LOCKED:
                 await trio.sleep(0.02)
-        if self.lease.lease.state is LeaseState.LOCKED:
-            return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
-        return self._status()
+        if self.lease.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE):
+            return self._status()
+        return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
 
     def _send(self, message: Answer) -> None:
         """Tell the warden; a packet this small never blocks."""
@@ -242,7 +242,7 @@ class ControlLoop:
             logger.error("%s", exc)
             self.audit_error = str(exc)
             if self._audit.is_required and kind not in (AuditKind.LOCKED, AuditKind.REVOKED, AuditKind.UNMOUNT):
-                self.lease.lock()
+                self.lease.lock(f"nothing is served unaudited: {exc}")
 
     def _status(self) -> Answer:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)

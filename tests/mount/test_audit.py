@@ -183,12 +183,19 @@ def test_a_full_disk_under_the_audit_log(sealed: SealedBuilder, mount: Callable[
         try:
             wait_until(lambda: mounted.status()["audit_error"] is not None, 10, "the audit error in status")
             assert "disk" in str(mounted.status()["audit_error"]) or "space" in str(mounted.status()["audit_error"])
-            assert mounted.status()["lease"] == ("paused" if required else mounted.status()["lease"])
+            if required:
+                assert mounted.status()["lease"] == "paused"
         finally:
             model.keys.kek.with_name("away").rename(model.keys.kek)
-        if not required:
+        if required:
+            done = modelfs("unlock", mounted.path)
+            assert (done.returncode, "still locked: nothing is served unaudited: " in done.stderr) == (7, True), done
+            (disk / "filler").unlink()
+            assert modelfs("unlock", mounted.path).returncode == 0
+            assert mounted.status()["audit_error"] is None
+        else:
             time.sleep(1.5)
-            assert (mounted.path / "model.bin").read_bytes() == b"weights"
+        assert (mounted.path / "model.bin").read_bytes() == b"weights"
         mounted.unmount()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
