@@ -28,7 +28,7 @@ from modelfs.cli.values import (
 )
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

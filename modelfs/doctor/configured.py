@@ -10,7 +10,7 @@ from pathlib import Path
 from modelfs.config.mount_file import MountFile
 from modelfs.control.socket import canonical_mountpoint, is_live, socket_path
 from modelfs.crypto.keyfiles import read_private
-from modelfs.crypto.signing import TrustedKeys, load_trusted_keys
+from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
 from modelfs.doctor.check import Check
 from modelfs.errors import ConfigError, ModelfsError
 from modelfs.keys import open_kek
