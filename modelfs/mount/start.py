@@ -30,7 +30,7 @@ from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
-from modelfs.keys import open_kek
+from modelfs.keys import load_provider, open_kek
 from modelfs.keys.vault_settings import VaultSettings
 from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
@@ -152,6 +152,7 @@ def _serve(
     loop = ControlLoop(share.fence, ours, lease, audit)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
+    load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),

@@ -25,7 +25,7 @@ from tests.mount.test_memory import memory
 from tests.vault.server import Server, write_secret
 
 PLAIN = os.urandom(1_000_000)
-TTL_S = 3.0
+TTL_S = 5.0
 
 
 def forms(secret: bytes) -> set[bytes]:
@@ -196,7 +196,7 @@ def test_nothing_secret_is_said_or_shown_or_left_in_memory(case: Case, mount: Ca
     assert logins, "the search must find a login where there is one"
     search(held, logins)
     secrets |= logins
-    wait_until(lambda: mounted.status()["lease"] == "granted", 10, "the unlock")
+    wait_until(lambda: mounted.status()["lease"] == "granted", 30, "the unlock")
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
 
     # A denial: its reasons are said everywhere.
