@@ -69,6 +69,13 @@ def export_public_key(uri: str, settings: VaultSettings | None) -> bytes:
     return export(uri, settings)
 
 
+def load_provider(uri: str) -> None:
+    """Import the module of a KEK's provider, and do no more: who forks provers often spares each of them that."""
+    scheme = uri.partition(":")[0]
+    if scheme in _PROVIDERS:
+        _import(_PROVIDERS[scheme])
+
+
 def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
