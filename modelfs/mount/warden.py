@@ -128,8 +128,7 @@ class Warden:
         self._fill()
         for worker in keyless:
             kill_child(worker.pid)
-        self._share.session.resend()
-        forget_workers(keyless)
+        forget_workers(self._share, keyless)
         self._tell({"lit": True})
         self._tell_workers()
 

@@ -212,8 +212,9 @@ def endure(mounted: Mounted, outage: Outage, dark_s: float = 1.5) -> Outcome:
         began = boottime()
         deadline, lease_end = began + 30, (0.0, 0.0)
         while (before := boottime(), found := status(mounted))[1]["lease"] in ("granted", "unreachable"):
-            # Rounded to milliseconds.
-            lease_end = before + found["lease_left_s"] - 0.001, boottime() + found["lease_left_s"] + 0.001
+            if found["lease_left_s"] > 0:  # else the lease has ended, and control is about to say so
+                # Rounded to milliseconds.
+                lease_end = before + found["lease_left_s"] - 0.001, boottime() + found["lease_left_s"] + 0.001
             assert before < deadline, "the lease does not end"
             time.sleep(0.05)
         time.sleep(dark_s)
