@@ -86,21 +86,22 @@ class _Watch:
         self._steps_ms[step] = round((time.monotonic() - self._start) * 1000, 3)
 
 
-def darken(share: MountShare, keyed: list[Worker], state: State) -> tuple[Darkness, list[Worker]]:
+def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple[Darkness, list[Worker]]:
     """Fence, end every process that holds a key, and take the plaintext out of the page cache. The mount stays.
 
     Args:
         share: The mount. Its fence may have fallen already.
         keyed: Workers that this process started; empty when it is not the warden. They are reaped and forgotten.
-        state: LOCKED or REVOKED.
+        state: LOCKED or REVOKED; None: control has closed the fence and wiped the key, and may be about to open the next epoch.
 
     Returns:
         What was done, and the keyless workers that answer from now on.
     """
     dark = Darkness()
     watch = _Watch(dark.steps_ms)
-    share.fence.close(state)
-    share.key_page.wipe()
+    if state is not None:
+        share.fence.close(state)
+        share.key_page.wipe()
     watch.done("fence")
     keyless: list[Worker] = []
     for _ in range(KEYLESS_WORKERS):

@@ -123,12 +123,13 @@ class Sample:
 class Watcher:
     """Reads a block of a mounted model again and again, past the page cache, through one descriptor that stays open."""
 
-    def __init__(self, mounted: Mounted) -> None:
+    def __init__(self, mounted: Mounted, pause_s: float = 0.02) -> None:
         self.samples: list[Sample] = []
         self._fd = os.open(mounted.path / FILE, os.O_RDONLY)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._wrong = False
+        self._pause_s = pause_s
 
     def __enter__(self) -> "Watcher":
         self._thread.start()
@@ -151,7 +152,7 @@ class Watcher:
         return [sample for sample in self.samples if sample.errno is None][-1]
 
     def _run(self) -> None:
-        while not self._stop.wait(0.02):
+        while not self._stop.wait(self._pause_s):
             started, errno = boottime(), None
             try:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,5 +1,6 @@
 """A mounted model whose key is leased from a real server: what a denial, an outage and their end do to readers."""
 
+import contextlib
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelfs.control.process import is_running
+from modelfs.control.socket import request, socket_path
 from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet
 from tests.mount.conftest import Mounted, Program, wait_until
@@ -91,6 +93,19 @@ def test_an_operators_lock_stays_until_unlocked(mounted: Mounted, program: Calla
     assert (after["read"], after["resident"], after["touch"]) == ("EKEYEXPIRED", 0, "SIGBUS")
     assert modelfs("unlock", mounted.path).returncode == 0
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
+
+
+def test_readers_of_a_locked_mount_see_the_lock_and_nothing_else(mounted: Mounted) -> None:
+    """Whatever a worker held when it was killed is answered by another: no read is lost on the way into the dark or out of it."""
+    with contextlib.ExitStack() as stack:
+        watchers = [stack.enter_context(Watcher(mounted, pause_s=0)) for _ in range(4)]
+        for _ in range(10):
+            for order in ("lock", "unlock"):
+                request(socket_path(str(mounted.path)), {"do": order}, 30)
+                seen = [len(watcher.samples) for watcher in watchers]
+                wait_until(lambda seen=seen: all(len(w.samples) > n + 5 for w, n in zip(watchers, seen, strict=True)), 10, "more reads")  # type: ignore[misc]
+    found = [sample.errno for watcher in watchers for sample in watcher.samples]
+    assert set(found) == {None, errno.EKEYEXPIRED}, {number: found.count(number) for number in set(found)}
 
 
 def test_renewals_over_many_token_lives_cost_no_read(leased: Leased, mount: Callable[..., Mounted]) -> None:
