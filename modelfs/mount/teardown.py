@@ -124,8 +124,8 @@ def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple
 def forget_workers(share: MountShare, killed: list[Worker]) -> list[int]:
     """Reap workers that were killed, hand on what they took last, and close what is held of them; those that cannot be reaped yet.
 
-    A killed worker runs until the signal reaches it, and may take a request that has just been resent. So once more when it is dead: what its
-    queue holds when that is closed ends with ECONNABORTED.
+    A killed worker runs until the signal reaches it, and may take a request that has just been resent. So resend once more when it is
+    dead: what its queue holds when that is closed ends with ECONNABORTED.
     """
     left = [worker.pid for worker in killed if wait_child(worker.pid, 1.0) is None]
     if killed:

@@ -28,7 +28,7 @@ def rewrap(leased: Leased) -> None:
     """Every entry under the newest version of its key, by the service itself; the file is written as a seal writes it."""
     manifest, transit = leased.sealed.manifest, leased.server.root.secrets.transit
     context = b64encode(wrapping_context(manifest.model, manifest.key_id)).decode()
-    with Store(leased.sealed.path) as store:
+    with Store(leased.sealed.path) as store, store.writer_lock():
         entries = [
             recipient(
                 entry.scheme,
