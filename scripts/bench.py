@@ -128,7 +128,7 @@ def measure_blocks(base: Path, passes: int) -> dict[str, object]:
         seal(keys, source, sealed.path, block_size=block_size)
         entry, manifest = sealed.entry("model.bin"), sealed.manifest
         blob = BlobEntry(id=entry.blob, root=next(b.root for b in manifest.blobs if b.id == entry.blob), size=size)
-        shape, buffers = geometry(size, block_size), ReadBuffers(block_size)
+        shape, buffers = geometry(size, block_size), ReadBuffers()
         readers[block_size] = BlobReader(Store(sealed.path), blob, shape, "blake3", entry.blob_key, buffers).read_into
         times[block_size] = ([], [])
     out = memoryview(bytearray(MIB))

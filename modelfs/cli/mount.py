@@ -19,7 +19,7 @@ from modelfs.cli.values import check_id, check_release, default_state_dir, parse
 from modelfs.config.mount_file import read_mount_file
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -26,7 +26,7 @@ from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
 from modelfs.control.prover import Prover
 from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
-from modelfs.crypto.signing import TrustedKeys
+from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
