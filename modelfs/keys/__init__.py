@@ -41,6 +41,12 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
     return open_provider(reference)
 
 
+def load_provider(uri: str) -> None:
+    """Import the module of a KEK's provider now, so that processes forked from here need not, each anew; errors as `open_kek`."""
+    if (scheme := uri.partition(":")[0]) in _PROVIDERS:
+        _import(_PROVIDERS[scheme])
+
+
 def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> "Signer":
     """The signer that `--sign-key` names.
 

@@ -30,7 +30,7 @@ from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
-from modelfs.keys import open_kek
+from modelfs.keys import load_provider, open_kek
 from modelfs.keys.vault_settings import VaultSettings
 from modelfs.mount.mountinfo import top_mount
 from modelfs.mount.session import MountOptions, Session, open_session
@@ -161,6 +161,7 @@ def _serve(
     loop = ControlLoop(share.fence, ours, lease, audit)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers)
     theirs.close()
+    load_provider(request.kek)  # for the provers to come; after the fork, because warden and workers have no use for it
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),

@@ -189,9 +189,10 @@ class Outcome:
     over: float
     """When the server was told to come back."""
     samples: list[Sample]
+    """Since the outage was there."""
     state: str
     audited: list[str]
-    """Kinds of the events in its audit log, in order."""
+    """Kinds of the events in its audit log since then, in order."""
 
     def good(self) -> list[Sample]:
         """Before the server came back."""
@@ -207,8 +208,16 @@ class Outcome:
 
 def endure(mounted: Mounted, outage: Outage, dark_s: float = 1.5) -> Outcome:
     """Live through an outage: into it, past the lease's end for `dark_s`, and out of it again."""
+
+    def is_fresh() -> bool:
+        found = status(mounted)
+        return found["lease"] == "granted" and found["last_granted_s_ago"] < RENEW_S
+
+    # Others that are being mounted at the same time may keep it from a proof or two.
+    wait_until(is_fresh, 30, "a quiet start")
     with Watcher(mounted) as watcher:
-        wait_until(watcher.is_good, 10, "a first read")
+        wait_until(lambda: is_fresh() and watcher.is_good(), 30, "a first read")
+        before_it = len(_events(mounted))
         outage.begin()
         began = boottime()
         deadline, lease_end = began + 30, (0.0, 0.0)
@@ -224,8 +233,12 @@ def endure(mounted: Mounted, outage: Outage, dark_s: float = 1.5) -> Outcome:
         wait_until(lambda: status(mounted)["lease"] == "granted", 10, "the grant after the outage")
         since = len(watcher.samples)
         wait_until(lambda: len(watcher.samples) > since + 20, 10, "reads after the outage")
-    audited = [json.loads(line)["event"] for line in mounted.facts["audit"].read_text().splitlines()]
-    return Outcome(began, lease_end, over, watcher.samples, status(mounted)["state"], audited)
+    samples = [sample for sample in watcher.samples if sample.started >= began]
+    return Outcome(began, lease_end, over, samples, status(mounted)["state"], _events(mounted)[before_it:])
+
+
+def _events(mounted: Mounted) -> list[str]:
+    return [json.loads(line)["event"] for line in mounted.facts["audit"].read_text().splitlines()]
 
 
 @contextlib.contextmanager
