@@ -6,6 +6,7 @@ deadline is killed.
 """
 
 import json
+import logging
 import os
 import stat
 import time
@@ -18,13 +19,12 @@ import trio
 
 import modelfs.errors
 from modelfs.control.keypage import KeyPage
-from modelfs.control.pins import Pinned, Rows
+from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
 from modelfs.control.process import fork_child, kill_child, wait_child
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.canonical import serialize
 from modelfs.format.index import DirEntry, FileEntry, Index
 from modelfs.format.keysfile import KeysFile, parse_keys
-from modelfs.format.limits import MAX_KEYS_SIZE
 from modelfs.keys.interface import Grant, KeyProvider
 from modelfs.reader.index import open_index
 from modelfs.store.local import Store
@@ -35,6 +35,9 @@ SLACK_S = 0.25
 """For forking and importing, on top of a proof's own deadline."""
 REREAD_S = 1.0
 """For reading the keys file once more before a denial counts."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
@@ -75,7 +78,6 @@ class Prover:
         """
         self._open_provider = open_provider
         self._pinned = pinned
-        self._keys_data = pinned.keys_data()
         self._sealed = sealed
         self._key_page = key_page
         self._rows = rows
@@ -108,19 +110,19 @@ class Prover:
             write_key: Leave the DEK in the key page (the mount is dark and wants to be lit).
             timeout_s: Total deadline of the proof.
         """
-        answer = await self._run(lambda: self._renew(self._keys_data, write_key, timeout_s), timeout_s)
+        answer = await self._run(lambda: self._renew(self._pinned.keys_data(), write_key, timeout_s), timeout_s)
         if answer.verdict is not Verdict.DENIED:
             return answer
-        opened = os.memfd_create("modelfs-keys-opened", os.MFD_CLOEXEC)
+        renewed = empty_pin("modelfs-keys")
         try:
-            again = await self._run(lambda: self._renew_with_new_keys(write_key, timeout_s, opened), REREAD_S)
+            again = await self._run(lambda: self._renew_with_new_keys(write_key, timeout_s, renewed), REREAD_S)
             if again.verdict is not Verdict.GRANTED:
                 return answer
-            # From now on these are asked for: else each proof would be refused first, and a store that is away would be a denial.
-            self._keys_data = os.pread(opened, MAX_KEYS_SIZE, 0)
+            # The entry that opens now is the pinned one from here on: the next proof must not need the store.
+            os.dup2(renewed, self._pinned.keys_fd, inheritable=False)
             return again
         finally:
-            os.close(opened)
+            os.close(renewed)
 
     def kill(self) -> None:
         """End a proof that is under way, so that nothing it says or writes can count."""
@@ -152,6 +154,7 @@ class Prover:
                 answer = Answer(Verdict.DENIED, reason=str(exc), error=type(exc).__name__)
             except ModelfsError as exc:
                 answer = Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
+            logger.debug("proof: %s", answer)
             os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
             return 0
 
@@ -164,7 +167,7 @@ class Prover:
     def _open_first(self) -> Answer:
         sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         pinned = self._pinned
-        grant = self._grant(parse_keys(self._keys_data), False, 60.0)
+        grant = self._grant(parse_keys(pinned.keys_data()), False, 60.0)
         index = open_index(pinned.index_ciphertext(), pinned.manifest, grant.dek)
         self._rows.write(_rows(index))
         self._key_page.write(grant.dek)
@@ -177,14 +180,14 @@ class Prover:
             self._key_page.write(grant.dek)
         return _granted(grant, sent_at_s)
 
-    def _renew_with_new_keys(self, write_key: bool, timeout_s: float, opened: int) -> Answer:
+    def _renew_with_new_keys(self, write_key: bool, timeout_s: float, renewed: int) -> Answer:
         with Store(Path(self._sealed)) as store:
             keys = read_keys(store, self._pinned.manifest)
-        if keys == parse_keys(self._keys_data):
+        if keys == parse_keys(self._pinned.keys_data()):
             raise KeyDeniedError("the keys file is unchanged")
         sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         grant = self._grant(keys, True, timeout_s)
-        os.write(opened, serialize(keys))
+        fill_pin(renewed, serialize(keys))
         if write_key:
             self._key_page.write(grant.dek)
         return _granted(grant, sent_at_s)

@@ -41,12 +41,6 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
     return open_provider(reference)
 
 
-def load_provider(uri: str) -> None:
-    """Import the module of a KEK's provider now, so that processes forked from here need not, each anew; errors as `open_kek`."""
-    if (scheme := uri.partition(":")[0]) in _PROVIDERS:
-        _import(_PROVIDERS[scheme])
-
-
 def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> "Signer":
     """The signer that `--sign-key` names.
 
@@ -73,6 +67,13 @@ def export_public_key(uri: str, settings: VaultSettings | None) -> bytes:
         raise ConfigError(f"{uri!r} does not name a signing key in a Vault: use hv:NAME/VERSION, for example hv:release/1")
     export: Callable[[str, VaultSettings | None], bytes] = _import(_VAULT_SIGNER).export_vault_key
     return export(uri, settings)
+
+
+def load_provider(uri: str) -> None:
+    """Import the module of a KEK's provider, and do no more: who forks provers often spares each of them that."""
+    scheme = uri.partition(":")[0]
+    if scheme in _PROVIDERS:
+        _import(_PROVIDERS[scheme])
 
 
 def _import(name: str) -> ModuleType:
