@@ -15,7 +15,7 @@ from typing import Any
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, mountpoints_of
-from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
+from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, darken_seconds, forget_workers, tear_down
 from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
@@ -85,6 +85,8 @@ class Warden:
                     case "light":
                         self._light()
                         continue
+                    case "answer":
+                        self._tell({"alive": True})
             if mountinfo in ready and not mountpoints_of(session.device):
                 return "the mount was detached"
             if self._keyed and not fence.allows(fence.epoch):
@@ -99,8 +101,10 @@ class Warden:
         """Control fences first and says why right after."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        message = self._receive() if poll.poll(REASON_MS) else None
-        return str(message.get("reason", "revoked")) if message else "revoked"
+        while poll.poll(REASON_MS) and (message := self._receive()):
+            if message.get("do") == "unmount":
+                return str(message.get("reason", "revoked"))
+        return "revoked"
 
     def _poll_timeout_ms(self) -> int | None:
         waits = [RESPAWN_SECONDS] if len(self._workers) < self._wanted_now else []
@@ -115,6 +119,7 @@ class Warden:
 
     def _darken(self) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
+        self._tell({"busy_s": darken_seconds(self._share, len(self._workers))})
         dark, keyless = darken(self._share, self._workers, State.LOCKED)
         self._workers, self._keyed = keyless, False
         logger.warning("dark: %s", json.dumps(dark.as_json()))
