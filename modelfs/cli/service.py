@@ -1,0 +1,229 @@
+"""`modelfs install-service`: the systemd units, put in place and taken away; and `modelfs after-stop`, which the unit runs at its end."""
+
+import contextlib
+import hashlib
+import importlib.resources
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelfs.cli.output import note
+from modelfs.config.mount_file import read_mount_file
+from modelfs.control.process import is_running
+from modelfs.control.socket import canonical_mountpoint, is_live, socket_path
+from modelfs.errors import ConfigError
+
+UNITS = "usr/local/lib/systemd/system"
+PLACES = {
+    "modelfs@.service": f"{UNITS}/modelfs@.service",
+    "modelfs.target": f"{UNITS}/modelfs.target",
+    "modelfs.tmpfiles.conf": "usr/local/lib/tmpfiles.d/modelfs.conf",
+    "modelfs.sysusers.conf": "usr/local/lib/sysusers.d/modelfs.conf",
+}
+"""Below /usr/local, so that a distribution's own files and an operator's in /etc stay apart from these; /etc wins."""
+
+PROGRAM = "/usr/bin/modelfs"
+"""As the unit names it in the repository."""
+SEAL = re.compile(r"# Installed by modelfs; sha256 of what follows: ([0-9a-f]{64})\n")
+
+WARDEN_SECONDS = 60.0
+"""How long a warden that has lost its control process may take: longer than each of its deadlines for a model of some thousand files."""
+END_SECONDS = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(epilog="Example: modelfs install-service && systemctl enable --now modelfs@llama")(install_service)
+    app.command(hidden=True)(after_stop)
+
+
+def install_service(
+    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="Below DIR instead of /, for an image; nothing is started.")] = Path(
+        "/"
+    ),
+    remove: Annotated[bool, typer.Option("--remove", help="Take everything away again; configuration and state stay.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace or remove also files that somebody has changed.")] = False,
+) -> None:
+    """Install the systemd unit modelfs@.service with its target, user and directories, or remove them."""
+    if os.geteuid() != 0:
+        raise ConfigError("installing a service needs root: run it with sudo")
+    if not root.is_dir():
+        raise ConfigError(f"--root {root} is not a directory: name the root of a system")
+    changed = [str(path) for path in map(root.joinpath, PLACES.values()) if _is_changed(path)]
+    if changed and not force:
+        verb = "removed" if remove else "replaced"
+        raise ConfigError(
+            f"{' and '.join(changed)} was changed by somebody and is not {verb}: move the change to a drop-in, or use --force"
+        )
+    for path in changed:
+        note(f"{path} was changed by somebody: {'removing' if remove else 'replacing'} it as --force says")
+    if remove:
+        _remove(root)
+    else:
+        _install(root)
+
+
+def _install(root: Path) -> None:
+    program = _program(root)
+    units: Traversable = importlib.resources.files("modelfs.cli") / "units"
+    for name, place in PLACES.items():
+        text = (units / name).read_text().replace(PROGRAM, program)
+        _write(root / place, f"# Installed by modelfs; sha256 of what follows: {_digest(text)}\n{text}")
+        typer.echo(str(root / place))
+    where = [] if root == Path("/") else [f"--root={root}"]
+    _run("systemd-sysusers", *where, "modelfs.conf")
+    _run("systemd-tmpfiles", *where, "--create", "modelfs.conf")
+    _run("systemctl", *where, "enable", "--quiet", "modelfs.target")
+    _reload(root)
+
+
+def _remove(root: Path) -> None:
+    busy = _busy(root)
+    if busy:
+        raise ConfigError(f"still running or enabled: {' '.join(busy)}: first systemctl disable --now {' '.join(busy)}")
+    if (root / PLACES["modelfs.target"]).exists():
+        where = [] if root == Path("/") else [f"--root={root}"]
+        _run("systemctl", *where, "disable", "--quiet", *([] if where else ["--now"]), "modelfs.target")
+    for place in PLACES.values():
+        with contextlib.suppress(FileNotFoundError):
+            (root / place).unlink()
+            typer.echo(f"removed {root / place}")
+    _reload(root)
+
+
+def _is_changed(path: Path) -> bool:
+    """Whether a file is there that is not, byte for byte, what some version of this program has written."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    seal = SEAL.match(text)
+    return seal is None or _digest(text[seal.end() :]) != seal[1]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(text)
+        new.chmod(0o644)
+        new.replace(path)
+    except OSError as exc:
+        raise ConfigError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _program(root: Path) -> str:
+    """The command that runs this installation, as the system below `root` will see it."""
+    called = Path(os.path.abspath(sys.argv[0]))
+    if called.is_relative_to(root.absolute()):
+        called = Path("/") / called.relative_to(root.absolute())
+    program = str(called) if called.name == "modelfs" else f"{sys.executable} -m modelfs"
+    if not re.fullmatch(r"[\w@./+: -]+", program) or (" " in program.removesuffix(" -m modelfs")):
+        raise ConfigError(f"systemd cannot start {program!r}: install modelfs where the path has letters, digits and @._+:- only")
+    return program
+
+
+def _busy(root: Path) -> list[str]:
+    """Instances that are running, or are started at the next boot."""
+    found = {path.name for path in (root / "etc/systemd/system").glob("*/modelfs@*.service")}
+    if _is_running_system(root):
+        command = [
+            "systemctl",
+            "list-units",
+            "--plain",
+            "--no-legend",
+            "--state=active,activating,reloading,deactivating",
+            "modelfs@*.service",
+        ]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        found |= {line.split()[0] for line in listed.splitlines()}
+    return sorted(found)
+
+
+def _is_running_system(root: Path) -> bool:
+    return root == Path("/") and Path("/run/systemd/system").is_dir()
+
+
+def _reload(root: Path) -> None:
+    if _is_running_system(root):
+        _run("systemctl", "daemon-reload")
+
+
+def _run(*command: str) -> None:
+    if shutil.which(command[0]) is None:
+        note(f"{command[0]} is missing: run `{' '.join(command)}` where systemd is")
+        return
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ConfigError(f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}")
+
+
+def after_stop(config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The mount's configuration.")]) -> None:
+    """For ExecStopPost= of modelfs@.service: wait for the warden, end what is left, take a dead mount off its mountpoint.
+
+    systemd calls it whatever has ended the main process. If that died, its warden is evicting the page cache just now.
+    """
+    group = _group("self")
+    if not re.search(r"/modelfs@[^/]*\.service$", group):
+        raise ConfigError("after-stop is for the unit modelfs@.service: use `modelfs unmount`")
+    try:
+        mountpoint = read_mount_file(config).mountpoint
+    except ConfigError as exc:
+        note(str(exc))
+        mountpoint = None
+    place = canonical_mountpoint(Path(mountpoint)) if mountpoint else None
+    _until(lambda: not _others(group) or (place is not None and _device(place) is None), WARDEN_SECONDS)
+    _until(lambda: not _others(group), END_SECONDS)
+    for pid in _others(group):
+        note(f"process {pid} is left of the mount: ending it")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _until(lambda: not _others(group), END_SECONDS)
+    if place is not None and (device := _device(place)) is not None and not is_live(socket_path(place)):
+        from modelfs.mount.session import detach_device
+
+        note(f"a dead mount was left at {place}: {'detached' if detach_device(device) else 'it cannot be detached'}")
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _device(place: str) -> str | None:
+    """Of the modelfs mount on top of a mountpoint; the mount itself is not asked."""
+    from modelfs.mount.mountinfo import top_mount
+
+    top = top_mount(os.fsencode(place))
+    return top.device if top is not None and top.fs_type == "fuse.modelfs" else None
+
+
+def _group(pid: str) -> str:
+    """A process's control group in systemd's hierarchy: v2, or the named one where both are mounted."""
+    with contextlib.suppress(OSError):
+        groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+        return groups.get("name=systemd") or groups.get("", "")
+    return ""
+
+
+def _others(group: str) -> list[int]:
+    """Running processes of a control group, but for this one."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+    return [pid for pid in pids if _group(str(pid)) == group and is_running(pid)]
