@@ -180,7 +180,7 @@ def after_stop(config: Annotated[Path, typer.Option("--config", metavar="FILE", 
     systemd calls it whatever has ended the main process. If that died, its warden is evicting the page cache just now.
     """
     group = _group("self")
-    if not re.search(r"/modelfs@[^/]*\.service$", group):
+    if group is None:
         raise ConfigError("after-stop is for the unit modelfs@.service: use `modelfs unmount`")
     try:
         mountpoint = read_mount_file(config).mountpoint
@@ -215,12 +215,12 @@ def _device(place: str) -> str | None:
     return top.device if top is not None and top.fs_type == "fuse.modelfs" else None
 
 
-def _group(pid: str) -> str:
-    """A process's control group in systemd's hierarchy: v2, or the named one where both are mounted."""
+def _group(pid: str) -> str | None:
+    """The control group of a process of modelfs@.service, in whichever hierarchy is systemd's; None for any other process."""
     with contextlib.suppress(OSError):
-        groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
-        return groups.get("name=systemd") or groups.get("", "")
-    return ""
+        groups = [line.split(":", 2)[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+        return next((group for group in groups if re.search(r"/modelfs@[^/]*\.service$", group)), None)
+    return None
 
 
 def _others(group: str) -> list[int]:

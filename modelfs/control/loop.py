@@ -166,6 +166,7 @@ class ControlLoop:
 
     async def _watch_warden(self) -> None:
         await self._watchdog.run()
+        logger.error("the warden does not answer")
         await self._end("the warden does not answer")
 
     async def _end(self, reason: str) -> None:

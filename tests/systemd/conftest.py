@@ -98,8 +98,7 @@ class Host:
         self.machine.write(f"/etc/modelfs/{name}.toml", text)
         (self.machine.root / "models" / name).mkdir(parents=True, exist_ok=True)
         self.made.append(f"modelfs@{name}.service")
-        if unit:
-            self.machine.write(f"/etc/systemd/system/modelfs@{name}.service.d/test.conf", unit, 0o644)
+        self.machine.write(f"/etc/systemd/system/modelfs@{name}.service.d/test.conf", f"[Service]\nRestartSec=100ms\n{unit}", 0o644)
         self.machine.systemctl("daemon-reload")
         return self.made[-1]
 

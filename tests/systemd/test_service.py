@@ -81,7 +81,7 @@ def test_unmounting_by_hand_is_a_stop(host: Host) -> None:
     machine.wait(unit, ActiveState="inactive", Result="success", NRestarts="0")
 
 
-WATCHDOG = "[Service]\nWatchdogSec=2\n"
+WATCHDOG = "WatchdogSec=3\n"
 
 
 def test_watchdog(host: Host, hold: Callable[[str], Holder]) -> None:
