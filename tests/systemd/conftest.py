@@ -1,20 +1,24 @@
 """One booted machine for all tests of this directory: systemd, the installed units, a mount `boot` and a server that needs it."""
 
+import hashlib
 import os
 import random
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import MODEL, KeySet, seal, write_tree
+from tests.mount import reader
 from tests.mount.conftest import Program
 from tests.systemd.machine import Machine
 from tests.vault.fixtures import server as server  # noqa: PLC0414  a fixture
 
 PLAIN = random.Random(7).randbytes(8 << 20)
+SUM = hashlib.sha256(PLAIN).hexdigest()
 MODELS = "/models"
 
 SERVER = """
@@ -46,6 +50,8 @@ kek = "file:/run/credentials/modelfs@boot.service/kek"
 allow_other = true
 gid = $gid
 mode = "0440"
+renew_every = 3000
+ttl = 3600
 END
 cat >"$ROOT/etc/systemd/system/boot.service" <<END
 {server}
@@ -66,14 +72,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))
 
 
-def configuration(name: str, sealed: Path, keys: KeySet) -> str:
-    return f"""
-sealed = "{sealed}"
-mountpoint = "{MODELS}/{name}"
-model = "{MODEL}"
-trust = ["{keys.public}"]
-workers = 2
-"""
+def configuration(name: str, sealed: Path, keys: KeySet, options: Mapping[str, object]) -> str:
+    """A mount's configuration; `options` are TOML values."""
+    fields: dict[str, object] = {
+        "sealed": f'"{sealed}"',
+        "mountpoint": f'"{MODELS}/{name}"',
+        "model": f'"{MODEL}"',
+        "trust": f'["{keys.public}"]',
+        "workers": 2,
+        **options,
+    }
+    return "".join(f"{key} = {value}\n" for key, value in fields.items())
 
 
 class Host:
@@ -93,8 +102,7 @@ class Host:
             unit: A drop-in for it.
             options: Further lines of its configuration, as TOML values.
         """
-        fields: dict[str, object] = {"kek": f'"file:{self.keys.kek}"', **options}
-        text = configuration(name, self.sealed, self.keys) + "".join(f"{key} = {value}\n" for key, value in fields.items())
+        text = configuration(name, self.sealed, self.keys, {"kek": f'"file:{self.keys.kek}"', **options})
         self.machine.write(f"/etc/modelfs/{name}.toml", text)
         (self.machine.root / "models" / name).mkdir(parents=True, exist_ok=True)
         self.made.append(f"modelfs@{name}.service")
@@ -110,6 +118,13 @@ class Host:
         self.machine.systemctl("daemon-reload")
         self.machine.systemctl("add-wants", "--quiet", f"modelfs@{name}.service", f"{name}.service")
         return self.made[-1]
+
+    def wait_for_read(self, server: str) -> None:
+        """Until a server has read its model, and right."""
+        path = f"/run/{server}/sum"
+        wait_for(
+            lambda: self.machine.run("cat", path, check=False).stdout.startswith(SUM), lambda: self.machine.journal(f"{server}.service")
+        )
 
     def is_mounted(self, name: str) -> bool:
         """In the machine's mount table; nobody is asked."""
@@ -139,7 +154,7 @@ def sealed_model(tmp_path_factory: pytest.TempPathFactory, keys_dir: KeySet) -> 
 def machine(tmp_path_factory: pytest.TempPathFactory, sealed_model: Path, keys_dir: KeySet) -> Iterator[Machine]:
     """The booted machine, with everything enabled before its boot."""
     found = Machine(tmp_path_factory.mktemp("machine"), tmp_path_factory.getbasetemp())
-    config = configuration("boot", sealed_model, keys_dir)
+    config = configuration("boot", sealed_model, keys_dir, {})
     found.boot(PREPARE.format(config=config, keys=keys_dir.directory, server=SERVER.strip(), drop_in=DROP_IN.strip()))
     yield found
     found.stop()
@@ -157,10 +172,6 @@ class Holder(Program):
     """A reader in the machine, outside of every unit, that holds a file open and mapped (tests/mount/reader.py)."""
 
     def __init__(self, machine: Machine, path: str) -> None:
-        import sys
-
-        from tests.mount import reader
-
         command = machine.command(sys.executable, reader.__file__, "hold", path)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.before = self.line()
@@ -180,9 +191,14 @@ def hold(machine: Machine) -> Iterator[Callable[[str], Holder]]:
         each.kill()
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], what: str | Callable[[], str], seconds: float = 20) -> None:
     """Poll; fail when it does not come true."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.02)
+
+
+def monotonic(machine: Machine, unit: str, name: str) -> int:
+    """One of a unit's timestamps, microseconds."""
+    return int(machine.show(unit, name)[name])
