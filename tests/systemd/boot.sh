@@ -3,16 +3,16 @@
 # Arguments: WORK (a directory), SHARED (one above it, that both sides share), NAME (of a control group), then directories to bind.
 # WORK/prepare.sh runs before the boot.
 set -euo pipefail
-work=$1 shared=$2 name=$3
+work=$1 shared=$2 group=$3
 shift 3
 if [ "${INNER:-}" != yes ]; then
   mkdir -p "$work/cgroup" "$work/root"
   mount --make-rprivate /
   mount -t cgroup2 none "$work/cgroup"
-  mkdir "$work/cgroup/$name"
-  echo $$ >"$work/cgroup/$name/cgroup.procs"
+  mkdir "$work/cgroup/$group"
+  echo $$ >"$work/cgroup/$group/cgroup.procs"
   umount "$work/cgroup"
-  INNER=yes exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup "$0" "$work" "$shared" "$name" "$@"
+  INNER=yes exec unshare --mount --pid --fork --kill-child --uts --ipc --cgroup "$0" "$work" "$shared" "$group" "$@"
 fi
 read -r pid _ </proc/self/stat # as the host counts: /proc is still the host's
 mount -t tmpfs tmpfs "$work/root"
@@ -23,9 +23,9 @@ cd root
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
 mount -t tmpfs tmpfs dev
-for node in null zero full random urandom tty fuse; do
-  touch dev/$node
-  mount --bind /dev/$node dev/$node
+for node in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9" "tty 5 0" "fuse 10 229"; do
+  read -r name major minor <<<"$node"
+  mknod -m 666 "dev/$name" c "$major" "$minor"
 done
 mkdir dev/shm dev/pts
 mount -t tmpfs tmpfs dev/shm
@@ -42,6 +42,10 @@ mount --bind "$shared" ".$shared" # not recursive: the new root is in it
 for path in "$@"; do
   mkdir -p ".$path"
   mount --rbind "$path" ".$path"
+  while [ "$path" != / ]; do # so that a user of the machine can run what is there
+    path=$(dirname "$path")
+    [ "$(stat -f -c %T ".$path")" != overlayfs ] || chmod a+rx ".$path"
+  done
 done
 # Nothing of this host's own services: only what the test asks for.
 rm -rf etc/fstab etc/systemd/system/* etc/modelfs etc/credstore var/lib/modelfs* usr/local/lib/{systemd,tmpfiles.d,sysusers.d}

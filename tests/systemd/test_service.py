@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from modelfs.control.process import is_running
+from tests.helpers import REPOSITORY
 from tests.systemd.conftest import MODELS, PLAIN, SUM, Holder, Host, monotonic, wait_for
 from tests.systemd.machine import Machine
 
@@ -113,3 +115,33 @@ def test_a_unit_that_was_there_before_sees_the_mount(host: Host) -> None:
     machine.systemctl("start", unit)
     machine.wait("before.service", ActiveState="inactive", Result="success")
     assert machine.run("cat", "/run/seen-sum").stdout.startswith(SUM)
+
+
+def test_without_root(host: Host) -> None:
+    """The drop-in examples/unprivileged.conf: an ordinary user, no capability, no process with more."""
+    machine = host.machine
+    for source, name in ((host.sealed, "sealed"), (host.keys.public, "trust.pub")):
+        machine.run("cp", "-r", source, f"/srv/{name}")
+        machine.run("chmod", "-R", "a+rX", f"/srv/{name}")
+    machine.write("/etc/credstore/modelfs.user.kek", host.keys.kek.read_bytes())
+    drop_in = (REPOSITORY / "systemd/examples/unprivileged.conf").read_text()
+    options = {"sealed": '"/srv/sealed"', "trust": '["/srv/trust.pub"]', "kek": '"file:/run/credentials/modelfs@user.service/kek"'}
+    unit = host.instance("user", unit=drop_in, **options)
+    machine.run("chown", "modelfs", f"{MODELS}/user")
+    machine.run("chown", "root:modelfs", "/etc/modelfs/user.toml")
+    machine.run("chmod", "640", "/etc/modelfs/user.toml")
+    machine.systemctl("start", unit)
+    as_user = ["setpriv", "--reuid=modelfs", "--regid=modelfs", "--clear-groups"]
+    assert machine.run(*as_user, "sha256sum", f"{MODELS}/user/model.bin").stdout.startswith(SUM)
+    pids = machine.pids(unit)
+    assert len(pids) == 4
+    for pid in pids:
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert int(status["CapEff"], 16) == 0
+        assert set(status["Uid"].split()) == {machine.run("id", "-u", "modelfs").stdout.strip()}
+    before = machine.main_pid(unit)
+    os.kill(before, signal.SIGKILL)
+    machine.wait(unit, ActiveState="active", SubState="running", NRestarts="1")
+    assert machine.run(*as_user, "sha256sum", f"{MODELS}/user/model.bin").stdout.startswith(SUM)
+    machine.systemctl("stop", unit)
+    assert machine.show(unit, "Result") == {"Result": "success"}
