@@ -24,7 +24,7 @@ MODELS = "/models"
 SERVER = """
 [Service]
 # Reads as an ordinary user, and from a mount namespace of its own.
-User=nobody
+User=daemon
 PrivateTmp=yes
 ExecStart=/bin/sh -c 'sha256sum </models/%N/model.bin >/run/%N/sum && exec sleep infinity'
 RuntimeDirectory=%N
@@ -127,7 +127,7 @@ class Host:
         )
 
     def is_mounted(self, name: str) -> bool:
-        """In the machine's mount table; nobody is asked."""
+        """In the machine's mount table; daemon is asked."""
         lines = Path(f"/proc/{self.machine.pid}/mounts").read_text().splitlines()
         return any(line.split()[1] == f"{MODELS}/{name}" for line in lines)
 
@@ -191,7 +191,7 @@ def hold(machine: Machine) -> Iterator[Callable[[str], Holder]]:
         each.kill()
 
 
-def wait_for(condition: Callable[[], bool], what: str | Callable[[], str], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], what: str | Callable[[], str], seconds: float = 60) -> None:
     """Poll; fail when it does not come true."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -117,7 +117,7 @@ class Machine:
     def is_in(self, unit: str, wanted: Mapping[str, str]) -> bool:
         return self.show(unit, *wanted) == wanted
 
-    def wait(self, unit: str, seconds: float = 20, **wanted: str) -> None:
+    def wait(self, unit: str, seconds: float = 60, **wanted: str) -> None:
         """Until the properties of a unit are so."""
         deadline = time.monotonic() + seconds
         while not self.is_in(unit, wanted):

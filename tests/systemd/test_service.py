@@ -26,13 +26,13 @@ def test_boot_order(host: Host) -> None:
 def test_a_credential_is_used_and_only_roots(machine: Machine) -> None:
     machine.wait(BOOT, ActiveState="active")
     assert machine.run("ls", "/run/credentials/modelfs@boot.service").stdout == "kek\n", "only those that are in the store"
-    denied = machine.run("setpriv", "--reuid=nobody", "--clear-groups", "cat", "/run/credentials/modelfs@boot.service/kek", check=False)
+    denied = machine.run("setpriv", "--reuid=daemon", "--clear-groups", "cat", "/run/credentials/modelfs@boot.service/kek", check=False)
     assert denied.returncode != 0
 
 
 def test_the_mount_keeps_out_who_is_not_in_the_group(machine: Machine) -> None:
     machine.wait(BOOT, ActiveState="active")
-    denied = machine.run("setpriv", "--reuid=nobody", "--clear-groups", "cat", f"{MODELS}/boot/model.bin", check=False)
+    denied = machine.run("setpriv", "--reuid=daemon", "--clear-groups", "cat", f"{MODELS}/boot/model.bin", check=False)
     assert "Permission denied" in denied.stderr
 
 
