@@ -17,12 +17,13 @@ import typer
 from modelfs.cli.output import note
 from modelfs.errors import ConfigError
 
-UNITS = "usr/local/lib/systemd/system"
+_NAME = "modelfs"
+UNIT, TARGET, CONF = f"{_NAME}@.service", f"{_NAME}.target", f"{_NAME}.conf"
 PLACES = {
-    "modelfs@.service": f"{UNITS}/modelfs@.service",
-    "modelfs.target": f"{UNITS}/modelfs.target",
-    "modelfs.tmpfiles.conf": "usr/local/lib/tmpfiles.d/modelfs.conf",
-    "modelfs.sysusers.conf": "usr/local/lib/sysusers.d/modelfs.conf",
+    UNIT: f"usr/local/lib/systemd/system/{UNIT}",
+    TARGET: f"usr/local/lib/systemd/system/{TARGET}",
+    f"{_NAME}.tmpfiles.conf": f"usr/local/lib/tmpfiles.d/{CONF}",
+    f"{_NAME}.sysusers.conf": f"usr/local/lib/sysusers.d/{CONF}",
 }
 """Below /usr/local, so that a distribution's own files and an operator's in /etc stay apart from these; /etc wins."""
 
@@ -64,15 +65,15 @@ def install_service(
 
 def _install(root: Path) -> None:
     program = _program(root)
-    units: Traversable = importlib.resources.files("modelfs.cli") / "units"
+    units: Traversable = importlib.resources.files(__package__) / "units"
     for name, place in PLACES.items():
         text = (units / name).read_text().replace(PROGRAM, program)
         _write(root / place, f"# Installed by modelfs; sha256 of what follows: {_digest(text)}\n{text}")
         typer.echo(str(root / place))
     where = [] if root == Path("/") else [f"--root={root}"]
-    _run("systemd-sysusers", *where, "modelfs.conf")
-    _run("systemd-tmpfiles", *where, "--create", "modelfs.conf")
-    _run("systemctl", *where, "enable", "--quiet", "modelfs.target")
+    _run("systemd-sysusers", *where, CONF)
+    _run("systemd-tmpfiles", *where, "--create", CONF)
+    _run("systemctl", *where, "enable", "--quiet", TARGET)
     _reload(root)
 
 
@@ -80,9 +81,9 @@ def _remove(root: Path) -> None:
     busy = _busy(root)
     if busy:
         raise ConfigError(f"still running or enabled: {' '.join(busy)}: first systemctl disable --now {' '.join(busy)}")
-    if (root / PLACES["modelfs.target"]).exists():
+    if (root / PLACES[TARGET]).exists():
         where = [] if root == Path("/") else [f"--root={root}"]
-        _run("systemctl", *where, "disable", "--quiet", *([] if where else ["--now"]), "modelfs.target")
+        _run("systemctl", *where, "disable", "--quiet", *([] if where else ["--now"]), TARGET)
     for place in PLACES.values():
         with contextlib.suppress(FileNotFoundError):
             (root / place).unlink()
