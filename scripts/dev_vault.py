@@ -29,6 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 POLICIES = Path(__file__).resolve().parent.parent / "policies"
 START_SECONDS = 20.0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def write_secret(path: Path, text: str) -> Path:
@@ -260,24 +261,32 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.run is not None and not options.run:
         parser.error("--run needs a command")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="dev-vault.") as directory:
-        vault = DevVault(Path(directory))
-        try:
-            vault.start()
-            vault.provision()
-            exports = _exports(vault)
-            if options.run:
-                return subprocess.run(options.run, env={**os.environ, **exports}, check=False).returncode
-            for name, value in exports.items():
-                print(f"export {name}={shlex.quote(value)}")
-            print(GUIDE, end="", flush=True)
-            while True:
-                signal.pause()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            vault.stop()
+    for number in STOPS:  # SIGINT too: in the background of a script it is ignored from the start
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dev-vault.") as directory:
+            return _serve(Path(directory), options.run)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _serve(directory: Path, command: Sequence[str] | None) -> int:
+    vault = DevVault(directory)
+    try:
+        vault.start()
+        vault.provision()
+        exports = _exports(vault)
+        if command:
+            return subprocess.run(command, env={**os.environ, **exports}, check=False).returncode
+        for name, value in exports.items():
+            print(f"export {name}={shlex.quote(value)}")
+        print(GUIDE, end="", flush=True)
+        while True:
+            signal.pause()
+    finally:
+        for number in STOPS:  # a second Ctrl-C must not leave the server behind
+            signal.signal(number, signal.SIG_IGN)
+        vault.stop()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from modelfs.crypto.signing import TrustedKeys, generate_signing_key, load_signer, load_trusted_keys, sign_payload
+from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
+from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload
 from modelfs.errors import ModelfsError
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope
@@ -219,7 +220,7 @@ def read_all(path: Path, keys: KeySet, *, model: str | None = MODEL, step: int =
             dek = unwrap_dek(keys.provider(), read_keys(store, manifest), manifest)
             index = open_index(fetch_index(store, manifest), manifest, dek)
             blobs = {blob.id: blob for blob in manifest.blobs}
-            buffers = ReadBuffers(manifest.block_size)
+            buffers = ReadBuffers()
             for entry in index.files:
                 files[entry.path] = _read_file(store, manifest, blobs[entry.blob], entry, buffers, step)
     except ModelfsError as exc:

@@ -5,6 +5,7 @@ A write that fails is an error, not a lost line. Writing comes after the fence, 
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -43,17 +44,20 @@ class AuditLog:
         """Open, or make (0600), the file.
 
         Raises:
-            ConfigError: It cannot be written.
+            ConfigError: It cannot be written, or is no regular file.
         """
         self.path = path
         self._subject = subject
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(path, flags, 0o600)
+            # Not blocking: a pipe that nobody reads would hold up the mount for ever.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            self.fd = os.open(path, flags, 0o600)
         except OSError as exc:
             raise ConfigError(
                 f"cannot write the audit log {path}: {os.strerror(exc.errno or 0)}; mend it or name another with --audit"
             ) from exc
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise ConfigError(f"the audit log {path} is no regular file: name another with --audit")
 
     def write(self, kind: AuditKind, key_version: int | None, reason: str, proof: dict[str, Any] | None = None) -> None:
         """Append one event, durably.
@@ -72,10 +76,10 @@ class AuditLog:
             event["proof"] = proof
         line = json.dumps(event).encode() + b"\n"
         try:
-            written = os.write(self._fd, line)
+            written = os.write(self.fd, line)
             if written != len(line):
-                os.write(self._fd, b"\n")
+                os.write(self.fd, b"\n")
                 raise ConfigError(f"the audit log {self.path} took only part of a line: make room")
-            os.fsync(self._fd)
+            os.fsync(self.fd)
         except OSError as exc:
             raise ConfigError(f"cannot write the audit log {self.path}: {os.strerror(exc.errno or 0)}") from exc

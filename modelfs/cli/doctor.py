@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from modelfs.cli import vault_options
+from modelfs.cli.config_option import Config, file_of
 from modelfs.cli.output import print_json, printable
-from modelfs.cli.values import default_state_dir
+from modelfs.cli.values import check_values, default_state_dir
 from modelfs.doctor.check import Check, has_errors
 from modelfs.errors import ConfigError, KeyAccessError
 from modelfs.keys import open_kek
@@ -17,11 +18,13 @@ from modelfs.keys import open_kek
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
     app.command(
-        epilog="Example: modelfs doctor --kek vault:transit/models --vault-address https://vault:8200 --vault-auth token:/run/modelfs/token"
+        epilog="Examples: modelfs doctor --config /etc/modelfs/llama.toml | "
+        "modelfs doctor --kek vault:transit/models --vault-address https://vault:8200 --vault-auth token:/run/modelfs/token"
     )(doctor)
 
 
 def doctor(
+    context: typer.Context,
     kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK of this host: also check that it can be used.")] = "",
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     vault_address: vault_options.Address = "",
@@ -30,23 +33,35 @@ def doctor(
     vault_ca_file: vault_options.CaFile = None,
     insecure_http: vault_options.InsecureHttp = False,
     allow_batch_tokens: vault_options.AllowBatch = False,
+    config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this host and, with --kek, its access to the key. Exit code 2: the host must be mended; 5: the key cannot be had."""
+    """Check this host and, with --kek, its access to the key; with --config all that a mount's file names.
+
+    Exit code 2: the host or the file must be mended; 5: the key cannot be had.
+    """
     from modelfs.doctor.host import Host, check_host
 
-    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
+    file, state = file_of(context), (state_dir or default_state_dir()).absolute()
+    settings = vault_options.read_settings(
+        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file.vault
+    )
     if not kek and (vault_auth or vault_address):
         raise ConfigError("the Vault's options say nothing without a key: add --kek, for example --kek vault:transit/models")
+    lease_ttl_s = check_values(file).ttl_s
     keys: list[Check] = []
     if kek.startswith("vault:"):
         open_kek(kek, settings)  # a missing package or a malformed option is an error of its own
         from modelfs.doctor.vault import check_vault
 
-        keys = check_vault(kek, settings)
+        keys = check_vault(kek, settings, lease_ttl_s=lease_ttl_s)
     elif kek:
         keys = [_check_file(kek)]
-    host = check_host(Host((state_dir or default_state_dir()).absolute()))
+    host = check_host(Host(state))
+    if config is not None:
+        from modelfs.doctor.configured import Configured, check_configured
+
+        host += check_configured(Configured(file.model_copy(update={"kek": kek or None, "vault": settings}), state))
     checks = [*host, *keys]
     if json:
         print_json({"checks": [asdict(check) for check in checks]})

@@ -13,7 +13,7 @@ import typer
 from modelfs.cli import vault_options
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, VerificationError
 from modelfs.format.manifest import Manifest
 from modelfs.keys import open_kek, open_signer

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,13 +14,22 @@ import typer
 
 import modelfs.errors
 from modelfs.cli import vault_options
+from modelfs.cli.config_option import Config, file_of
 from modelfs.cli.output import note, print_json, printable
-from modelfs.cli.values import check_id, check_release, default_state_dir, parse_lease, parse_model, parse_octal, parse_workers
-from modelfs.config.mount_file import read_mount_file
+from modelfs.cli.values import (
+    check_id,
+    check_release,
+    default_state_dir,
+    parse_lease,
+    parse_log_level,
+    parse_model,
+    parse_octal,
+    parse_workers,
+)
 from modelfs.control.notify import Notifier
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -46,24 +55,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's values the defaults of the options that the command line does not give."""
-    if path is not None:
-        found = read_mount_file(path)
-        fields = {name: value for name, value in found if value is not None and name != "vault"}
-        if "workers" in fields:
-            fields["workers"] = str(fields["workers"])
-        context.default_map = fields
-        context.obj = found.vault
-    return path
-
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", callback=_read_config, is_eager=True, help="Options from a TOML file; the command line wins."),
-]
-
-
 def mount(
     context: typer.Context,
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
@@ -82,6 +73,7 @@ def mount(
     wait: Annotated[bool, typer.Option("--wait", help="Ask a key service that does not answer again, until it does.")] = False,
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
+    log_level: Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")] = "info",
     audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Append every event to FILE (JSON lines).")] = None,
     audit_required: Annotated[bool, typer.Option("--audit-required", help="Do not serve while --audit cannot be written.")] = False,
     renew_every: Annotated[float, typer.Option("--renew-every", help="Seconds between proofs that the key may still be held.")] = 30,
@@ -103,6 +95,9 @@ def mount(
     except ImportError as exc:
         raise MountError(f"mounting needs pyfuse3 and libfuse3 ({exc}): install fuse3 and modelfs[mount]") from None
 
+    if audit_required and audit is None:
+        raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
+    level = parse_log_level(log_level)
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(
         sealed=sealed.absolute(),
@@ -122,8 +117,9 @@ def mount(
         audit=audit.absolute() if audit else None,
         audit_required=audit_required,
         lease=parse_lease(renew_every, ttl, proof_timeout),
-        vault=vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-        or context.obj,
+        vault=vault_options.read_settings(
+            vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
+        ),
     )
 
     def announce(facts: dict[str, Any]) -> None:
@@ -131,6 +127,8 @@ def mount(
             print_json(facts)
         else:
             typer.echo(printable(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}"))
+        if facts["audit_error"]:
+            note(f"mounted, and not audited: {facts['audit_error']}")
         sys.stdout.flush()
 
     notifier = Notifier.from_environment(os.environ)
@@ -148,14 +146,14 @@ def mount(
                 time.sleep(WAIT_SECONDS)
 
     if foreground:
-        _log_to(log, redirect=False)
+        _log_to(log, level, redirect=False)
         proof = run(announce)
         print_proof(proof, json)
         if proof["reason"].startswith("revoked"):
             raise KeyDeniedError(f"{proof['mountpoint']} was unmounted, because access to the key has been {proof['reason']}")
         return
     path = (log or state / f"{name}.log").absolute()
-    _daemonise(run, announce, path)
+    _daemonise(run, announce, path, level)
 
 
 def _absolute_kek(uri: str) -> str:
@@ -163,8 +161,8 @@ def _absolute_kek(uri: str) -> str:
     return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri
 
 
-def _log_to(path: Path | None, redirect: bool) -> None:
-    """Send log lines to `path` (None: stderr); `redirect` sends all of descriptor 2 there, for a daemon that has no other."""
+def _log_to(path: Path | None, level: int, redirect: bool) -> None:
+    """Send log lines of a level to `path` (None: stderr); `redirect` sends all of descriptor 2 there, for a daemon that has no other."""
     stream = sys.stderr
     if path is not None:
         try:
@@ -180,7 +178,7 @@ def _log_to(path: Path | None, redirect: bool) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s modelfs[%(process)d] %(levelname)s %(message)s"))
     handler.addFilter(_escape)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _escape(record: logging.LogRecord) -> bool:
@@ -189,7 +187,9 @@ def _escape(record: logging.LogRecord) -> bool:
     return True
 
 
-def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path) -> None:
+def _daemonise(
+    run: Callable[[Callable[[dict[str, Any]], None]], object], announce: Callable[[dict[str, Any]], None], log: Path, level: int
+) -> None:
     """Run in a child of its own session; return when it is ready, raise its error when it is not."""
     reading, writing = os.pipe()
     parent = os.getpid()
@@ -197,7 +197,7 @@ def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announ
         # Until it is ready the daemon ends with the command that waits for it: an interrupted mount never comes to life later.
         die_with_parent(parent)
         close_others({writing})
-        os._exit(_daemon(run, writing, log))
+        os._exit(_daemon(run, writing, log, level))
     os.close(writing)
     report = b""
     while part := os.read(reading, MAX_REPORT_SIZE):
@@ -213,7 +213,7 @@ def _daemonise(run: Callable[[Callable[[dict[str, Any]], None]], object], announ
     raise kind(answer.get("message"))
 
 
-def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: int, log: Path) -> int:
+def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: int, log: Path, level: int) -> int:
     reported = False
 
     def report(answer: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        _log_to(log, redirect=True)
+        _log_to(log, level, redirect=True)
         os.chdir("/")
         run(lambda facts: report({"ready": facts}))
     except ModelfsError as exc:
@@ -262,14 +262,27 @@ def status(
         print_json(answers[0] if mountpoint is not None else answers)
         return
     for answer in answers:
-        typer.echo(
-            f"{printable(answer['mountpoint'])}: {answer['model']} release {answer['release']}, "
-            f"{answer['state']} for {answer['uptime_s']:.0f} s, lease {answer['lease']} for {answer['lease_left_s']:.0f} s, "
-            f"control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
-            f"({answer['worker_deaths']} replaced)"
-        )
+        for line in _describe(answer):
+            typer.echo(printable(line))
     if not answers:
         typer.echo("no modelfs mount of this user")
+
+
+def _describe(answer: dict[str, Any]) -> Iterator[str]:
+    ago, version = answer["last_granted_s_ago"], answer["key_version"]
+    yield (
+        f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']} for {answer['uptime_s']:.0f} s, "
+        f"lease {answer['lease']} for {answer['lease_left_s']:.0f} s"
+        + ("" if ago is None else f", last renewed {ago:.0f} s ago")
+        + f", KEK {answer['kek']}"
+        + ("" if version is None else f" version {version}")
+        + f", control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
+        f"({answer['worker_deaths']} replaced)"
+    )
+    if answer["last_error"]:
+        yield f"  last error: {answer['last_error']}"
+    if answer["audit_error"]:
+        yield f"  not audited: {answer['audit_error']}"
 
 
 def unmount(mountpoint: Mountpoint, config: Config = None, json: Json = False) -> None:

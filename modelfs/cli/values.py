@@ -1,10 +1,14 @@
 """Command-line values: sizes, dates, paths of this host. Each refuses what it does not understand in one sentence."""
 
+import logging
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from modelfs.config.mount_file import MountFile
 from modelfs.control.leasing import LeasePolicy
 from modelfs.errors import ConfigError
 from modelfs.format.fields import check_model_name
@@ -81,6 +85,13 @@ def parse_octal(text: str) -> int:
     return int(text, 8)
 
 
+def parse_log_level(text: str) -> int:
+    """`debug`, `info`, `warning` or `error`, as logging's number."""
+    if text not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"{text!r} is no log level: use debug, info, warning or error")
+    return int(getattr(logging, text.upper()))
+
+
 def parse_lease(renew_every_s: float, ttl_s: float, proof_timeout_s: float) -> LeasePolicy:
     """Intervals of the lease."""
     if not 0.1 <= proof_timeout_s <= 60:
@@ -90,3 +101,25 @@ def parse_lease(renew_every_s: float, ttl_s: float, proof_timeout_s: float) -> L
     if not renew_every_s + proof_timeout_s < ttl_s <= 7 * 86400:
         raise ConfigError(f"--ttl is more than --renew-every and a proof's deadline together, and at most a week, not {ttl_s:g}")
     return LeasePolicy(renew_every_s, ttl_s, proof_timeout_s)
+
+
+def check_values(file: MountFile) -> LeasePolicy:
+    """The values of a configuration file as `modelfs mount` takes them; its lease, with the defaults of what it does not say."""
+    parsers: dict[str, Callable[[Any], object]] = {
+        "model": parse_model,
+        "minimum_release": check_release,
+        "workers": lambda value: parse_workers(str(value)),
+        "uid": check_id,
+        "gid": check_id,
+        "log_level": parse_log_level,
+        "mode": lambda value: value and parse_octal(value),
+    }
+    for name, value in file:
+        if value is not None and name in parsers:
+            parsers[name](value)
+    usual = LeasePolicy()
+    return parse_lease(
+        usual.renew_every_s if file.renew_every is None else file.renew_every,
+        usual.ttl_s if file.ttl is None else file.ttl,
+        usual.proof_timeout_s if file.proof_timeout is None else file.proof_timeout,
+    )

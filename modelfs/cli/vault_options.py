@@ -33,24 +33,32 @@ _LOOKS_LIKE_TOKEN = re.compile(r"(hv[sbr]|[sbr])\.[A-Za-z0-9_-]{20,}")
 
 
 def read_settings(
-    address: str, auth: str, namespace: str = "", ca_file: Path | None = None, insecure_http: bool = False, allow_batch: bool = False
+    address: str,
+    auth: str,
+    namespace: str = "",
+    ca_file: Path | None = None,
+    insecure_http: bool = False,
+    allow_batch: bool = False,
+    base: VaultSettings | None = None,
 ) -> VaultSettings | None:
-    """Settings from options; None when no login is named.
+    """Settings from options, on top of those of a configuration file; None when neither names a login.
 
     Raises:
         ConfigError: An option is malformed.
     """
-    if not auth:
+    if not auth and base is None:
         return None
-    fields: dict[str, Any] = {
+    given: dict[str, Any] = {
         "address": address or None,
         "namespace": namespace or None,
         "ca_file": ca_file,
-        "insecure_http": insecure_http,
-        "allow_batch_tokens": allow_batch,
+        "insecure_http": insecure_http or None,
+        "allow_batch_tokens": allow_batch or None,
+        "auth": _parse_auth(auth) if auth else None,
     }
+    fields = base.model_dump() if base is not None else {}
     try:
-        return VaultSettings.model_validate({**fields, "auth": _parse_auth(auth)})
+        return VaultSettings.model_validate({**fields, **{name: value for name, value in given.items() if value is not None}})
     except ValidationError as exc:
         raise ConfigError(f"the Vault's options are malformed: {first_problem(exc)}") from None
 

@@ -33,6 +33,7 @@ class MountFile(StrictModel):
     wait: bool | None = None
     state_dir: str | None = None
     log: str | None = None
+    log_level: str | None = None
     audit: str | None = None
     audit_required: bool | None = None
     renew_every: float | None = Field(default=None, strict=False)

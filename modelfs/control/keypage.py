@@ -1,6 +1,7 @@
-"""The key page: the prover leaves the DEK there for keyed workers, and its token for the next prover.
+"""The key page: the prover leaves the DEK there for keyed workers, and on a page apart its token for the next prover.
 
-Control never reads it. memfd_secret(2) where the kernel has it, so that not even another process of root reads it through /proc.
+Control maps both, because it is the parent of provers, and reads neither. Warden and workers let go of the token's page.
+memfd_secret(2) where the kernel has it, so that not even another process of root reads it through /proc.
 """
 
 import ctypes
@@ -12,16 +13,16 @@ from modelfs.control.process import libc
 _SYS_MEMFD_SECRET = 447
 _MADV_DONTDUMP = 16
 _KEY_SIZE = 32
-_SESSION_AT = 64
 MAX_SESSION_SIZE = 3072
 
 
 class KeyPage:
-    """Handle on the shared page; inherited over fork."""
+    """Handle on the shared pages; inherited over fork."""
 
     def __init__(self) -> None:
-        """Make an empty page."""
+        """Make empty pages."""
         self._page = _secret_page() or _locked_page()
+        self._session = _secret_page() or _locked_page()
 
     def write(self, dek: bytes) -> None:
         """Leave a DEK (32 bytes)."""
@@ -42,12 +43,16 @@ class KeyPage:
         if len(session) > MAX_SESSION_SIZE:
             raise ValueError("a provider's session is too long")
         header = len(session).to_bytes(4, "big")
-        self._page[_SESSION_AT : _SESSION_AT + 4 + MAX_SESSION_SIZE] = header + session + bytes(MAX_SESSION_SIZE - len(session))
+        self._session[: 4 + MAX_SESSION_SIZE] = header + session + bytes(MAX_SESSION_SIZE - len(session))
 
     def read_session(self) -> bytes | None:
         """What `write_session` left, or None. Only in a prover."""
-        length = int.from_bytes(self._page[_SESSION_AT : _SESSION_AT + 4], "big")
-        return self._page[_SESSION_AT + 4 : _SESSION_AT + 4 + length] if 0 < length <= MAX_SESSION_SIZE else None
+        length = int.from_bytes(self._session[:4], "big")
+        return self._session[4 : 4 + length] if 0 < length <= MAX_SESSION_SIZE else None
+
+    def forget_session(self) -> None:
+        """Unmap the token's page in this process and those that it forks: whoever needs no token cannot have it."""
+        self._session.close()
 
     def wipe_all(self) -> None:
         """Overwrite key and session: after a revocation nobody asks again."""

@@ -53,7 +53,7 @@ class Effects:
     revoke: Callable[[str], None]
     """Begin the unmount sequence; the fence is closed already."""
     report: Callable[[Event, Lease], None]
-    """Audit and log; called after the others."""
+    """Audit and log: called after the others, but before `light`. May lock the lease again."""
 
 
 class LeaseHolder:
@@ -113,9 +113,9 @@ class LeaseHolder:
                 await self._until_next_proof()
                 await self._prove()
 
-    def lock(self) -> None:
-        """An operator's lock: stays until an operator's unlock."""
-        self._apply(Happening(Event.LOCK, "an operator locked the mount"))
+    def lock(self, reason: str = "an operator locked the mount") -> None:
+        """An operator's lock, or one that he has ordered beforehand: stays until an operator's unlock."""
+        self._apply(Happening(Event.LOCK, reason))
 
     def unlock(self) -> None:
         """An operator's unlock: asks the key service again."""
@@ -158,10 +158,16 @@ class LeaseHolder:
         """One step of the table and all that follows from it. No await in here: nothing may come between."""
         before = self.lease
         self.lease, actions = step(before, happening, self._clocks.boot_s())
+        after = self.lease
+        lights = Action.LIGHT in actions
+        if lights:
+            self._effects.report(happening.event, after)
+            if self.lease is not after:
+                return  # it could not be recorded, and must not serve so
         for action in actions:
             self._act(action)
-        if actions or self.lease != before:
-            self._effects.report(happening.event, self.lease)
+        if not lights and (actions or after != before):
+            self._effects.report(happening.event, after)
 
     def _act(self, action: Action) -> None:
         now = self._clocks.boot_s()

@@ -97,10 +97,12 @@ class ControlLoop:
         self._dark: dict[str, Any] | None = None
         self._facts: MountFacts
         self._audit = audit
-        self._audit_error: str | None = None
+        self.audit_error: str | None = None
+        """Why the last event could not be recorded."""
         self._notifier = notifier or Notifier()
         self._watchdog = Watchdog(self._notifier, lambda: self._send({"do": "answer"}), self._status_line)
         self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
+        self._noted_version = self._audited_version = self.lease.key_version
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
 
@@ -151,7 +153,7 @@ class ControlLoop:
                 self._watchdog.busy(message["busy_s"])
             if "workers" in message:
                 self._workers, self._deaths = message["workers"], message["deaths"]
-                self._notifier.status(self._status_line())
+                self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
                 self._dark = message["dark"]
@@ -215,9 +217,9 @@ class ControlLoop:
         with trio.move_on_after(UNLOCK_SECONDS):
             while self.lease.lease.state is LeaseState.LOCKED:
                 await trio.sleep(0.02)
-        if self.lease.lease.state is LeaseState.LOCKED:
-            return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
-        return self._status()
+        if self.lease.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE):
+            return self._status()
+        return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
 
     async def _renew(self) -> Answer:
         if self.lease.lease.state is LeaseState.PAUSED:
@@ -251,10 +253,15 @@ class ControlLoop:
         left = lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME)
         error = f": {lease.last_error}" if lease.last_error else ""
         logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
-        self._notifier.status(self._status_line())
+        self._say_status()
         kind = _AUDITED.get(event)
         was_dark, self._was_dark = self._was_dark, lease.state in (LeaseState.LOCKED, LeaseState.PAUSED)
-        if kind is AuditKind.LOCKED and was_dark:
+        version, before = self.lease.key_version, self._noted_version
+        if version != before:
+            logger.warning("the key is wrapped by version %s of the KEK now, by %s before", version, before)
+            self._noted_version = version
+            self._send({"do": "note", "key_version": version})
+        if kind is AuditKind.LOCKED and was_dark and event is not Event.LOCK:
             return  # it was dark before
         if event is Event.GRANT and was_dark:
             kind = AuditKind.UNLOCK
@@ -262,22 +269,29 @@ class ControlLoop:
             self.audit(kind, lease.last_error or str(event))
 
     def audit(self, kind: AuditKind, reason: str, proof: dict[str, Any] | None = None) -> None:
-        """Record an event, after whatever it is about has been done. A mount that must not serve unaudited is locked."""
+        """Record an event: a fence before, an unlock after. A mount that must not serve unaudited is locked."""
         if self._audit is None:
             return
+        version = self.lease.key_version
+        if version != self._audited_version:
+            reason = f"{reason} (KEK version {version} now, {self._audited_version} before)"
         try:
-            self._audit.log.write(kind, self.lease.key_version, reason, proof)
-            self._audit_error = None
+            self._audit.log.write(kind, version, reason, proof)
+            self._audited_version, self.audit_error = version, None
         except ConfigError as exc:
             logger.error("%s", exc)
-            self._audit_error = str(exc)
+            self.audit_error = str(exc)
             if self._audit.is_required and kind not in (AuditKind.LOCKED, AuditKind.REVOKED, AuditKind.UNMOUNT):
-                self.lease.lock()
+                self.lease.lock(f"nothing is served unaudited: {exc}")
+
+    def _say_status(self) -> None:
+        if self._nursery is not None:  # before that, nothing is served
+            self._notifier.status(self._status_line())
 
     def _status_line(self) -> str:
         lease, facts = self.lease.lease, self._facts
         error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
-        alarm = f"; {self._audit_error}" if self._audit_error else ""
+        alarm = f"; {self.audit_error}" if self.audit_error else ""
         return (
             f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
         )
@@ -292,7 +306,7 @@ class ControlLoop:
             "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
             "last_error": lease.last_error,
             "key_version": self.lease.key_version,
-            "audit_error": self._audit_error,
+            "audit_error": self.audit_error,
             "workers": self._workers,
             "worker_deaths": self._deaths,
             "uptime_s": round(time.time() - self._since, 3),

@@ -11,13 +11,23 @@ _ROW = 16
 
 def pin(name: str, data: bytes) -> int:
     """A memfd that holds `data` and that nobody can change any more."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = empty_pin(name)
+    fill_pin(fd, data)
+    return fd
+
+
+def empty_pin(name: str) -> int:
+    """A memfd for `fill_pin`, which a child may do."""
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def fill_pin(fd: int, data: bytes) -> None:
+    """Write `data`, for good."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd
 
 
 class Rows:

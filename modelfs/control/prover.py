@@ -6,6 +6,7 @@ deadline is killed.
 """
 
 import json
+import logging
 import os
 import stat
 import time
@@ -18,9 +19,10 @@ import trio
 
 import modelfs.errors
 from modelfs.control.keypage import KeyPage
-from modelfs.control.pins import Pinned, Rows
+from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
 from modelfs.control.process import fork_child, kill_child, wait_child
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
+from modelfs.format.canonical import serialize
 from modelfs.format.index import DirEntry, FileEntry, Index
 from modelfs.format.keysfile import KeysFile, parse_keys
 from modelfs.keys.interface import Grant, KeyProvider
@@ -33,6 +35,9 @@ SLACK_S = 0.25
 """For forking and importing, on top of a proof's own deadline."""
 REREAD_S = 1.0
 """For reading the keys file once more before a denial counts."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
@@ -108,8 +113,16 @@ class Prover:
         answer = await self._run(lambda: self._renew(self._pinned.keys_data(), write_key, timeout_s), timeout_s)
         if answer.verdict is not Verdict.DENIED:
             return answer
-        again = await self._run(lambda: self._renew_with_new_keys(write_key, timeout_s), REREAD_S)
-        return again if again.verdict is Verdict.GRANTED else answer
+        renewed = empty_pin("modelfs-keys")
+        try:
+            again = await self._run(lambda: self._renew_with_new_keys(write_key, timeout_s, renewed), REREAD_S)
+            if again.verdict is not Verdict.GRANTED:
+                return answer
+            # The entry that opens now is the pinned one from here on: the next proof must not need the store.
+            os.dup2(renewed, self._pinned.keys_fd, inheritable=False)
+            return again
+        finally:
+            os.close(renewed)
 
     def kill(self) -> None:
         """End a proof that is under way, so that nothing it says or writes can count."""
@@ -141,6 +154,7 @@ class Prover:
                 answer = Answer(Verdict.DENIED, reason=str(exc), error=type(exc).__name__)
             except ModelfsError as exc:
                 answer = Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
+            logger.debug("proof: %s", answer)
             os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
             return 0
 
@@ -166,13 +180,14 @@ class Prover:
             self._key_page.write(grant.dek)
         return _granted(grant, sent_at_s)
 
-    def _renew_with_new_keys(self, write_key: bool, timeout_s: float) -> Answer:
+    def _renew_with_new_keys(self, write_key: bool, timeout_s: float, renewed: int) -> Answer:
         with Store(Path(self._sealed)) as store:
             keys = read_keys(store, self._pinned.manifest)
         if keys == parse_keys(self._pinned.keys_data()):
             raise KeyDeniedError("the keys file is unchanged")
         sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         grant = self._grant(keys, True, timeout_s)
+        fill_pin(renewed, serialize(keys))
         if write_key:
             self._key_page.write(grant.dek)
         return _granted(grant, sent_at_s)

@@ -23,7 +23,7 @@ from modelfs.keys.vault_settings import AppRole, Certificate, TokenFile, VaultSe
 from modelfs.keys.vault_wire import Endpoint, Wire
 
 TIMEOUT_S = 10.0
-LEASE_TTL_S = 300
+LEASE_TTL_S = 300.0
 """The default of `modelfs mount --ttl`."""
 MAX_SKEW_S = 60
 _SOON_S = 7 * 86400
@@ -33,8 +33,16 @@ _OPENS_NOTHING = "vault:v1:AAAA"
 """Shorter than any wrapped key: it is refused after the permission was looked at, and before the key is used."""
 
 
-def check_vault(uri: str, settings: VaultSettings | None, now: Callable[[], float] = time.time) -> list[Check]:
+def check_vault(
+    uri: str, settings: VaultSettings | None, now: Callable[[], float] = time.time, lease_ttl_s: float = LEASE_TTL_S
+) -> list[Check]:
     """Every check of `vault:MOUNT/KEY`, up to the first that leaves nothing to ask.
+
+    Args:
+        uri: The KEK.
+        settings: Where the Vault is and how to log in.
+        now: The wall clock.
+        lease_ttl_s: How long a mount is to serve on without an answer: a login must last as long.
 
     Raises:
         ConfigError: The URI or the settings are malformed.
@@ -48,7 +56,7 @@ def check_vault(uri: str, settings: VaultSettings | None, now: Callable[[], floa
     checks = check_server(connection, now)
     if any(check.level == "error" for check in checks):
         return checks
-    return checks + check_login(connection, settings, reference)
+    return checks + check_login(connection, settings, reference, lease_ttl_s)
 
 
 # The server.
@@ -145,7 +153,7 @@ def judge_skew(ahead_s: float) -> Check:
 # The login.
 
 
-def check_login(connection: VaultConnection, settings: VaultSettings, reference: str) -> list[Check]:
+def check_login(connection: VaultConnection, settings: VaultSettings, reference: str, lease_ttl_s: float) -> list[Check]:
     """Log in as a mount would, and look at the token, the key and the policy."""
     auth = settings.auth
     if isinstance(auth, AppRole) and auth.secret_id_wrapped:
@@ -157,7 +165,7 @@ def check_login(connection: VaultConnection, settings: VaultSettings, reference:
             if session is None:
                 raise RuntimeError("an operation has a session")
             try:
-                return _look_around(api, session, settings, reference)
+                return _look_around(api, session, settings, reference, lease_ttl_s)
             finally:
                 if not isinstance(auth, TokenFile):
                     # Best effort: a host's policy need not allow it, and then the token ends with its TTL.
@@ -169,14 +177,14 @@ def check_login(connection: VaultConnection, settings: VaultSettings, reference:
         return [Check("vault-login", "error", str(exc), "mend that, then run modelfs doctor again")]
 
 
-def _look_around(api: VaultApi, session: Session, settings: VaultSettings, reference: str) -> list[Check]:
+def _look_around(api: VaultApi, session: Session, settings: VaultSettings, reference: str, lease_ttl_s: float) -> list[Check]:
     auth = settings.auth
     data = value_at(api.client.auth.token.lookup_self(), "data")
     method = "a token file" if isinstance(auth, TokenFile) else "a TLS certificate" if isinstance(auth, Certificate) else auth.method
     checks = [
         Check("vault-login", "ok", f"logged in by {method}"),
         judge_type(data.get("type"), settings.allow_batch_tokens),
-        judge_ttl(session, isinstance(auth, TokenFile)),
+        judge_ttl(session, isinstance(auth, TokenFile), lease_ttl_s),
         judge_policies(data),
     ]
     mount, _, key = reference.rpartition("/")
@@ -201,7 +209,7 @@ def judge_type(kind: object, batch_allowed: bool) -> Check:
     return Check("vault-token", "unknown", "neither a service nor a batch token", "set the role's token_type to service")
 
 
-def judge_ttl(session: Session, is_file: bool) -> Check:
+def judge_ttl(session: Session, is_file: bool, lease_ttl_s: float = LEASE_TTL_S) -> Check:
     """When the token ends, and whether that can be put off."""
     name = "vault-ttl"
     if session.expires_at is None:
@@ -218,8 +226,8 @@ def judge_ttl(session: Session, is_file: bool) -> Check:
     else:
         left = session.end_at - session.started_at
         found = f"{ttl}, renewable, ends for good in {_span(left)}"
-    if session.ttl_s < LEASE_TTL_S:
-        advice = f"give the role a token_ttl of {LEASE_TTL_S} s or more"
+    if session.ttl_s < lease_ttl_s:
+        advice = f"give the role a token_ttl of {lease_ttl_s:.0f} s or more"
         return Check(name, "warning", f"{found}: an outage may last no longer than the TTL", advice)
     if is_file and left is not None and left < 86400:
         return Check(name, "warning", found, "mounts lock then: write a new token into the file in time")

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from modelfs.crypto.signing import Signer, load_signer
 from modelfs.errors import ConfigError
 from modelfs.keys.interface import KeyProvider
 from modelfs.keys.vault_settings import VaultSettings
+
+if TYPE_CHECKING:
+    from modelfs.crypto.signing import Signer
 
 _PROVIDERS = {"file": "modelfs.keys.file", "vault": "modelfs.keys.vault"}
 _VAULT_SIGNER = "modelfs.keys.vault_sign"
@@ -38,7 +41,7 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
     return open_provider(reference)
 
 
-def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> Signer:
+def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> "Signer":
     """The signer that `--sign-key` names.
 
     Args:
@@ -51,6 +54,8 @@ def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvide
         KeyAccessError: The Vault does not show the public key.
     """
     if not uri.startswith(HV):
+        from modelfs.crypto.signing import load_signer  # loads every signer there is: only for who signs
+
         return load_signer(Path(uri))
     open_vault: Callable[[str, VaultSettings | None, KeyProvider | None], Signer] = _import(_VAULT_SIGNER).open_vault_signer
     return open_vault(uri, settings, kek)
@@ -62,6 +67,13 @@ def export_public_key(uri: str, settings: VaultSettings | None) -> bytes:
         raise ConfigError(f"{uri!r} does not name a signing key in a Vault: use hv:NAME/VERSION, for example hv:release/1")
     export: Callable[[str, VaultSettings | None], bytes] = _import(_VAULT_SIGNER).export_vault_key
     return export(uri, settings)
+
+
+def load_provider(uri: str) -> None:
+    """Import the module of a KEK's provider, and do no more: who forks provers often spares each of them that."""
+    scheme = uri.partition(":")[0]
+    if scheme in _PROVIDERS:
+        _import(_PROVIDERS[scheme])
 
 
 def _import(name: str) -> ModuleType:

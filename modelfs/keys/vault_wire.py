@@ -7,6 +7,7 @@ the size of an answer. Does not know what is in an answer: see vault_api.py.
 import contextlib
 import http.client
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 from modelfs.errors import ConfigError, KeyServiceError
 
 MAX_ANSWER_SIZE = 256 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Wire:
         data = answer.read(MAX_ANSWER_SIZE + 1)
         if len(data) > MAX_ANSWER_SIZE:
             raise _UnfitError(f"its answer is longer than {MAX_ANSWER_SIZE} bytes")
+        logger.debug("%s %s: %d", method, path, answer.status)  # a path holds no secret: tokens are in headers, credentials in bodies
         return Reply(answer.status, answer.headers.get("Content-Type", ""), data)
 
     def _connect(self) -> http.client.HTTPConnection:

@@ -19,11 +19,12 @@ import trio
 from modelfs.control.process import libc
 from modelfs.errors import MountError
 from modelfs.mount.mountinfo import mountpoints_of, top_mount
-from modelfs.mount.operations import MountOperations
+from modelfs.mount.operations import InitOperations
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
 FUSE_NOTIFY_RESEND = 7
-READ_AHEAD_KB = 1024
+READ_AHEAD_KB = 2048
+"""Two of the largest requests under way for one stream: a worker each. More makes several streams get in each other's way."""
 
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
@@ -37,8 +38,7 @@ class Session:
     device: str
     """`major:minor` of the mount."""
     fd: int
-    """Descriptor number that pyfuse3 reads and writes."""
-    operations: MountOperations
+    """libfuse's descriptor of /dev/fuse, for notifications; requests are read from clones of it."""
 
     @property
     def mountpoint_bytes(self) -> bytes:
@@ -54,11 +54,6 @@ class Session:
             os.close(fd)
             raise
         return fd
-
-    def adopt(self, clone: int) -> None:
-        """Make this process answer on `clone`: it takes the place of the descriptor that pyfuse3 uses."""
-        os.dup2(clone, self.fd, inheritable=False)
-        os.close(clone)
 
     def resend(self) -> bool:
         """Have the kernel hand every unanswered request to whoever reads next (Linux >= 6.9); whether it can."""
@@ -122,7 +117,7 @@ def open_session(mountpoint: str, options: MountOptions) -> Session:
         MountError: FUSE is missing or the kernel refuses; the mountpoint is as before.
     """
     _check_fuse(options)
-    operations = MountOperations()
+    operations = InitOperations()
     fuse_options = {"ro", "nosuid", "nodev", "default_permissions", f"fsname=modelfs:{options.model}", "subtype=modelfs"}
     if options.allow_other:
         fuse_options.add("allow_other")
@@ -133,7 +128,7 @@ def open_session(mountpoint: str, options: MountOptions) -> Session:
             reason = captured().replace("\n", " ").strip() or "the kernel refused"
             raise MountError(f"cannot mount at {mountpoint}: {reason}") from None
     try:
-        session = Session(mountpoint, _device(mountpoint), _session_fd(), operations)
+        session = Session(mountpoint, _device(mountpoint), _session_fd())
         trio.run(operations.run_until_init)
         _set_read_ahead(session.device)
     except BaseException:

@@ -3,11 +3,11 @@
 verify manifest -> rollback check -> pin -> prove -> mount -> warden -> probe -> remember release -> announce -> control loop
 """
 
+import contextlib
 import gc
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,15 +27,15 @@ from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
 from modelfs.control.prover import Prover
 from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
-from modelfs.crypto.signing import TrustedKeys
-from modelfs.errors import ConfigError, MountError, MountLostError
+from modelfs.crypto.signatures import TrustedKeys
+from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
-from modelfs.keys import open_kek
+from modelfs.keys import load_provider, open_kek
 from modelfs.keys.vault_settings import VaultSettings
-from modelfs.mount.mountinfo import top_mount
+from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
-from modelfs.mount.teardown import tear_down
+from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
 from modelfs.mount.worker import MountShare
@@ -93,7 +93,7 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], no
 
 def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
     sealed = Path(os.path.realpath(request.sealed))
-    _check_mountpoint(mountpoint, sealed)
+    check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
         release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
         check_minimum(release.manifest, request.minimum_release)
@@ -108,7 +108,13 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
     fence, key_page, rows = Fence(), KeyPage(), Rows()
     prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
-    first = prover.first(PROVE_SECONDS)
+    try:
+        first = prover.first(PROVE_SECONDS)
+    except KeyDeniedError as exc:
+        if audit is not None:
+            with contextlib.suppress(ConfigError):  # the denial is what to say
+                audit.log.write(AuditKind.DENIED, None, str(exc))
+        raise
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
@@ -125,21 +131,6 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
     finally:
         socket_path(mountpoint).unlink(missing_ok=True)
         server.close()
-
-
-def _check_mountpoint(mountpoint: str, sealed: Path) -> None:
-    top = top_mount(os.fsencode(mountpoint))
-    if top is not None and top.fs_type == "fuse.modelfs":
-        raise MountError(f"a modelfs mount is at {mountpoint} already: `modelfs unmount {mountpoint}` first (umount -l if it is dead)")
-    if mountpoint == str(sealed) or mountpoint.startswith(f"{sealed}{os.sep}"):
-        raise ConfigError(f"the mountpoint {mountpoint} lies in the sealed model: choose another directory")
-    try:
-        if not stat.S_ISDIR(os.lstat(mountpoint).st_mode):
-            raise ConfigError(f"the mountpoint {mountpoint} is not a directory: make one")
-        if os.listdir(mountpoint):
-            raise ConfigError(f"the mountpoint {mountpoint} is not empty: choose an empty directory")
-    except OSError as exc:
-        raise ConfigError(f"cannot use the mountpoint {mountpoint}: {os.strerror(exc.errno or 0)}") from exc
 
 
 def _pin(store: Store, release: VerifiedRelease) -> Pinned:
@@ -162,8 +153,9 @@ def _serve(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     manifest = share.pinned.manifest
     loop = ControlLoop(share.fence, ours, lease, audit, notifier)  # opens the fence: the first proof is a grant
-    warden = _start_warden(share, theirs, request.workers)
+    warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
+    load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),
@@ -177,9 +169,10 @@ def _serve(
     try:
         _probe(share.session)
         record()
-        if audit is not None:
-            audit.log.write(AuditKind.MOUNT, loop.lease.key_version, "mounted")
-        trio.run(loop.run, facts, server, partial(ready, vars(facts)))
+        loop.audit(AuditKind.MOUNT, "mounted")
+        if audit is not None and audit.is_required and loop.audit_error is not None:
+            raise ConfigError(f"{loop.audit_error}; nothing is served without it (--audit-required)")
+        trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
         ended = wait_child(warden, 15.0)
@@ -196,23 +189,37 @@ def _serve(
     return loop.proof
 
 
-def _start_warden(share: MountShare, channel: socket.socket, workers: int) -> int:
+def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit: AuditLog | None, key_version: int | None) -> int:
     gc.collect()
     gc.freeze()  # forks share the heap: the collector must not touch, and so copy, every page of it
 
     control = os.getpid()
 
     def main() -> int:
+        share.key_page.forget_session()
         os.setsid()  # a terminal's Ctrl-C is control's to answer
-        close_others(share.descriptors | {channel.fileno()})
-        proof = Warden(share, channel, workers).run()
-        path = socket_path(share.session.mountpoint)
-        if os.getppid() != control and not is_live(path):
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+        close_others(share.descriptors | {channel.fileno()} | ({audit.fd} if audit else set()))
+        warden = Warden(share, channel, workers)
+        warden.key_version = key_version
+        proof = warden.run()
+        if os.getppid() != control:
+            _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
         return MountLostError.exit_code if proof.reason == "control died" else 0
 
     return fork_child(main)
+
+
+def _finish_alone(mountpoint: str, audit: AuditLog | None, key_version: int | None, proof: Proof) -> None:
+    """What control would have done, had it lived."""
+    if audit is not None:
+        try:
+            audit.write(AuditKind.REVOKED, key_version, proof.reason, proof.as_json())
+        except ConfigError as exc:
+            logger.error("%s", exc)
+    path = socket_path(mountpoint)
+    if not is_live(path):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _probe(session: Session) -> None:

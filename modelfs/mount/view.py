@@ -12,6 +12,7 @@ from modelfs.errors import BlockAuthError, StoreError
 from modelfs.format.index import DirEntry, Entry, FileEntry, Index, SymlinkEntry
 from modelfs.format.manifest import BlobEntry, Manifest
 from modelfs.format.paths import parent_path
+from modelfs.mount.wire import FOREVER_S, Attributes
 from modelfs.reader.blob import BlobReader, ReadBuffers
 from modelfs.store.local import Store
 
@@ -52,7 +53,7 @@ class View:
         }
         for inode, entry in enumerate(self.entries[1:], ROOT_INODE + 1):
             self._children[self._inodes[parent_path(entry.path)]].append(inode)
-        self._buffers = ReadBuffers(manifest.block_size)
+        self._buffers = ReadBuffers()
         self._readers: LruMap[int, BlobReader] = LruMap(MAX_OPEN_BLOBS, BlobReader.close)
 
     def entry(self, inode: int) -> Entry | None:
@@ -88,6 +89,21 @@ class View:
         if isinstance(entry, FileEntry):
             return stat.S_IFREG | (entry.mode if shown is None else shown & 0o555)
         return stat.S_IFDIR | (entry.mode if shown is None else (shown & 0o444) | (shown & 0o444) >> 2)
+
+    def attributes(self, inode: int) -> Attributes:
+        """What stat(2) shows of an inode that exists; it never changes."""
+        entry = self.entries[inode - ROOT_INODE]
+        return Attributes(
+            inode,
+            mode=self.mode(entry),
+            size=self.size(entry),
+            links=self.link_count(inode, entry),
+            uid=self.appearance.uid,
+            gid=self.appearance.gid,
+            block_size=self.manifest.block_size,
+            mtime_ns=entry.mtime,
+            valid_s=FOREVER_S,
+        )
 
     def link_count(self, inode: int, entry: Entry) -> int:
         """st_nlink: 2 and one for each subdirectory, or 1."""

@@ -39,6 +39,8 @@ class Warden:
             channel: SOCK_SEQPACKET to control: one JSON object a packet.
             workers: How many keyed workers to keep.
         """
+        self.key_version: int | None = None
+        """What control has last said of the KEK's version, for the audit trail, if control is gone at the end."""
         self._share = share
         self._channel = channel
         self._wanted = workers
@@ -84,6 +86,9 @@ class Warden:
                         return str(message.get("reason", "unmount"))
                     case "light":
                         self._light()
+                        continue
+                    case "note":
+                        self.key_version = message["key_version"]
                         continue
                     case "answer":
                         self._tell({"alive": True})

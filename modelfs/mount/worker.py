@@ -1,19 +1,16 @@
 """Worker processes: forks of the warden that answer FUSE requests, with the keys or without. No network, no state of their own."""
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyfuse3
-import trio
 
 from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows
 from modelfs.control.process import close_others, die_with_parent, fork_child
 from modelfs.crypto.kdf import commitment_agrees
-from modelfs.mount.operations import KeyedAnswers, KeylessAnswers
+from modelfs.mount.answers import KeyedAnswers, KeylessAnswers
+from modelfs.mount.serve import serve
 from modelfs.mount.session import Session
 from modelfs.mount.view import Appearance, View
 from modelfs.reader.index import open_index
@@ -72,25 +69,18 @@ def start_worker(share: MountShare, keyed: bool) -> Worker:
     def main() -> int:
         die_with_parent(parent)
         close_others(share.descriptors | {clone})
-        share.session.adopt(clone)
-        if keyed:
-            _serve_plaintext(share, epoch)
-        else:
-            share.session.operations.serve_keyless(KeylessAnswers(share.fence, share.rows))
-        # After a resend somebody else has answered: "no such request" is no error then, and pyfuse3 logs it as one.
-        logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)
-        trio.run(pyfuse3.main, 1, 1)
-        return CONNECTION_ENDED  # pyfuse3 returns only when the kernel has ended the connection
+        serve(clone, _open_answers(share, epoch) if keyed else KeylessAnswers(share.fence, share.rows))
+        return CONNECTION_ENDED
 
     pid = fork_child(main)
     return Worker(pid, os.pidfd_open(pid), clone)
 
 
-def _serve_plaintext(share: MountShare, epoch: int) -> None:
+def _open_answers(share: MountShare, epoch: int) -> KeyedAnswers:
     dek = share.key_page.read()
     manifest = share.pinned.manifest
     if not share.fence.allows(epoch) or not commitment_agrees(dek, manifest.key_commitment):
         os._exit(0)  # fenced between fork and here
     index = open_index(share.pinned.index_ciphertext(), manifest, dek)
     view = View(Store(share.sealed, share.store_fd), manifest, index, share.appearance)
-    share.session.operations.serve_keyed(KeyedAnswers(view, share.fence, epoch))
+    return KeyedAnswers(view, share.fence, epoch)

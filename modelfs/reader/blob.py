@@ -1,32 +1,36 @@
 """The read path: plaintext of one blob, every block checked against the signed digest and then its tag.
 
-One pread for each block into a private reused buffer, digest, decryption into the reply. Nothing authenticates a
-shared mapping of the store, which could change between the check and the use. There is no option to turn either check off.
+One pread of a request's blocks into a private reused buffer, then for each block digest and decryption into the reply while
+it is in the processor's cache. Nothing authenticates a shared mapping of the store, which could change between the check and
+the use. There is no option to turn either check off.
 """
 
-import os
+from collections.abc import Iterator
 
 from modelfs.cache.lru import LruMap
+from modelfs.cache.scratch import Scratch
+from modelfs.cache.slots import SlotCache
 from modelfs.crypto.aead import BlobCipher
 from modelfs.crypto.digests import leaf_hash, tree_root
 from modelfs.errors import BlockAuthError
-from modelfs.format.geometry import TAG_SIZE, Geometry
+from modelfs.format.geometry import TAG_SIZE, BlockIndex, Geometry
 from modelfs.format.manifest import BlobEntry, DigestName
+from modelfs.reader.stream import BlobStream
 from modelfs.reader.tree import DigestTree, LeafPages
-from modelfs.store.local import Store, pread_exact
+from modelfs.store.local import Store
 
-PlainBlocks = LruMap[tuple[str, int], bytes]
+PlainBlocks = SlotCache[tuple[str, int]]
 """Verified plaintext of blocks that were read in part, by (blob id, block): small sequential reads decrypt a block once."""
 
 
 class ReadBuffers:
     """Memory that one reader reuses for every request, and the caches that all its blobs share."""
 
-    def __init__(self, block_size: int) -> None:
-        """Memory: one block of ciphertext, 64 pages of leaves (8 MiB), 8 blocks of plaintext."""
-        self.ciphertext = memoryview(bytearray(block_size + TAG_SIZE))
+    def __init__(self) -> None:
+        """Memory: the largest request's ciphertext, 64 pages of leaves (8 MiB), 8 blocks of plaintext."""
+        self.ciphertext = Scratch()
         self.pages: LeafPages = LruMap(64)
-        self.blocks: PlainBlocks = LruMap(8)
+        self.blocks: PlainBlocks = SlotCache(8)
 
 
 class BlobReader:
@@ -52,11 +56,11 @@ class BlobReader:
         self._tree = DigestTree(store, blob, shape, digest, buffers.pages)
         self._cipher = BlobCipher(key, blob.id, shape)
         self._buffers = buffers
-        self._fd = store.open_file(f"blobs/{blob.id}")
+        self._stream = BlobStream(store.open_file(f"blobs/{blob.id}"), shape.ciphertext_size)
 
     def close(self) -> None:
         """Close the descriptor."""
-        os.close(self._fd)
+        self._stream.close()
 
     def read_into(self, offset: int, out: memoryview) -> int:
         """Fill `out` with plaintext from `offset`.
@@ -68,32 +72,43 @@ class BlobReader:
             BlockAuthError: A block is not what was signed; `out` holds no byte of it, and names its number.
             StoreError: The store failed.
         """
+        spans = list(self._shape.spans(offset, len(out)))
+        stored = self._stored([index for index, _, length in spans if length == self._shape.block_length(index)])
         done = 0
-        for index, skip, length in self._shape.spans(offset, len(out)):
+        for index, skip, length in spans:
             part = out[done : done + length]
             if length == self._shape.block_length(index):
-                self._read_block(index, part)
+                self._open_block(index, next(stored), part)
             else:
                 part[:] = self._block(index)[skip : skip + length]
             done += length
         return done
 
-    def _block(self, index: int) -> bytes:
-        cached = self._buffers.blocks.find((self._id, index))
-        if cached is None:
-            plaintext = memoryview(bytearray(self._shape.block_length(index)))
-            self._read_block(index, plaintext)
-            cached = bytes(plaintext)  # owned bytes: a view of a reused buffer must never be cached
-            self._buffers.blocks.put((self._id, index), cached)
-        return cached
+    def _block(self, index: BlockIndex) -> memoryview:
+        key = (self._id, index)
+        return self._buffers.blocks.find(key) or self._buffers.blocks.fill(
+            key, self._shape.block_length(index), lambda out: self._open_block(index, next(self._stored([index])), out)
+        )
 
-    def _read_block(self, index: int, out: memoryview) -> None:
-        block = self._buffers.ciphertext[: len(out) + TAG_SIZE]
+    def _stored(self, indices: list[BlockIndex]) -> Iterator[memoryview]:
+        """Blocks that follow each other, as stored, read at once when the first is asked for; a byte of room before each.
+
+        The room before a block is the end of the block before it, so each has to be done with when the next is asked for.
+        """
+        start = self._shape.block_offset(indices[0])
+        end = self._shape.block_offset(indices[-1]) + self._shape.block_length(indices[-1]) + TAG_SIZE
+        framed = self._buffers.ciphertext.framed(start, end - start)
+        framed = framed[: 1 + self._stream.read(framed[1:], start)]
+        for index in indices:
+            at = self._shape.block_offset(index) - start
+            yield framed[at : at + 1 + self._shape.block_length(index) + TAG_SIZE]
+
+    def _open_block(self, index: int, framed: memoryview, out: memoryview) -> None:
         try:
-            if not pread_exact(self._fd, block, self._shape.block_offset(index)):
+            if len(framed) != 1 + len(out) + TAG_SIZE:
                 raise BlockAuthError("the blob is truncated")
-            self._tree.verify_block(index, block)
-            self._cipher.decrypt_block(index, block, out)
+            self._tree.verify_block(index, framed)
+            self._cipher.decrypt_block(index, framed[1:], out)
         except BlockAuthError as exc:
             raise BlockAuthError(f"block {index}: {exc}") from None
 

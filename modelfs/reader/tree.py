@@ -3,7 +3,7 @@
 import hmac
 
 from modelfs.cache.lru import LruMap
-from modelfs.crypto.digests import leaf_hash, page_hash, root_hash
+from modelfs.crypto.digests import leaf_hash_in_place, page_hash, root_hash
 from modelfs.errors import BlockAuthError
 from modelfs.format.geometry import DIGEST_SIZE, LEAVES_PER_PAGE, Geometry
 from modelfs.format.manifest import BlobEntry, DigestName
@@ -47,14 +47,18 @@ class DigestTree:
                 raise BlockAuthError(f"the digest tree of blob {self._blob.id} is truncated")
         return bytes(buffer)
 
-    def verify_block(self, index: int, block: memoryview) -> None:
+    def verify_block(self, index: int, framed: memoryview) -> None:
         """Check one block as stored (ciphertext and tag), in a private buffer, against the signed tree.
+
+        Args:
+            index: Which block.
+            framed: One byte, which is overwritten, and the block.
 
         Raises:
             BlockAuthError: It is not the block that was signed; the text says what was expected and found.
             StoreError: The tree cannot be read.
         """
-        found = leaf_hash(self._digest, block)
+        found = leaf_hash_in_place(self._digest, framed)
         if self._shape.block_count == 1:
             root = root_hash(self._digest, page_hash(self._digest, found))
             if not hmac.compare_digest(root, self._root):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from modelfs.crypto.aead import decrypt_record, encrypt_record
 from modelfs.crypto.kdf import journal_key
-from modelfs.crypto.signing import Signer, sign_payload, trust_signer, verify_envelope
+from modelfs.crypto.signatures import verify_envelope
+from modelfs.crypto.signing import Signer, sign_payload, trust_signer
 from modelfs.errors import FormatError, KeyAccessError, KeyServiceError, StoreError, VerificationError
 from modelfs.format import canonical
 from modelfs.format.envelope import build_envelope, parse_envelope, serialize_envelope

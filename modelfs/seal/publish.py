@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelfs.crypto.kdf import index_key, key_commitment
-from modelfs.crypto.signing import Signer, TrustedKeys, sign_payload
+from modelfs.crypto.signatures import TrustedKeys
+from modelfs.crypto.signing import Signer, sign_payload
 from modelfs.errors import ConfigError, FormatError, LimitExceededError, ModelfsError, RollbackError, SourceChangedError, StoreError
 from modelfs.format import canonical
 from modelfs.format.envelope import serialize_envelope

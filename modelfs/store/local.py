@@ -269,8 +269,8 @@ class Store:
         return info.f_bavail * info.f_frsize
 
 
-def pread_exact(fd: int, buffer: memoryview, offset: int) -> bool:
-    """Fill `buffer` from `offset`; False when the file ends before.
+def pread_up_to(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from `offset`; the bytes read, fewer than `len(buffer)` only where the file ends.
 
     Raises:
         StoreError: The system could not read.
@@ -282,6 +282,15 @@ def pread_exact(fd: int, buffer: memoryview, offset: int) -> bool:
         except OSError as exc:
             raise store_error("read a blob", exc) from exc
         if count == 0:
-            return False
+            break
         done += count
-    return True
+    return done
+
+
+def pread_exact(fd: int, buffer: memoryview, offset: int) -> bool:
+    """Fill `buffer` from `offset`; False when the file ends before.
+
+    Raises:
+        StoreError: The system could not read.
+    """
+    return pread_up_to(fd, buffer, offset) == len(buffer)

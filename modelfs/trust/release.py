@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
-from modelfs.crypto.signing import TrustedKeys, verify_envelope
+from modelfs.crypto.signatures import TrustedKeys, verify_envelope
 from modelfs.errors import BlobNotFoundError, ExpiredError, RollbackError, StoreError, VerificationError
 from modelfs.format.envelope import parse_envelope
 from modelfs.format.fields import parse_time

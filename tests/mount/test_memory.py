@@ -11,14 +11,14 @@ from tests.mount.conftest import Mounted, modelfs, wait_until
 
 
 def memory(pid: int) -> bytes:
-    """Everything readable that a process has mapped."""
+    """Everything that a process could have written: all mappings but those of files that it can only read."""
     found = []
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
         for line in maps:
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
-            if match is None or "[vvar" in line or "[vsyscall" in line:
+            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r(.)\S+ \S+ \S+ (\d+)", line)
+            if match is None or "[vvar" in line or "[vsyscall" in line or (match[3] == "-" and match[4] != "0"):
                 continue
-            start, end = (int(part, 16) for part in match.groups())
+            start, end = int(match[1], 16), int(match[2], 16)
             try:
                 mem.seek(start)
                 found.append(mem.read(end - start))
@@ -28,8 +28,9 @@ def memory(pid: int) -> bytes:
 
 
 def forms(secret: bytes) -> list[bytes]:
-    """How a key could lie in memory. Of base64 only the part that does not depend on what follows."""
-    return [secret, secret.hex().encode(), secret.hex().upper().encode(), base64.b64encode(secret)[:40]]
+    """How a key could lie in memory. Of base64, in both alphabets, only the part that does not depend on what follows."""
+    encoded = [base64.b64encode(secret)[:40], base64.urlsafe_b64encode(secret)[:40]]
+    return [secret, secret.hex().encode(), secret.hex().upper().encode(), *encoded]
 
 
 def test_no_key_is_left_in_memory_after_a_lock(sealed: SealedBuilder, mount: Callable[..., Mounted]) -> None:

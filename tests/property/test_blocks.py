@@ -113,7 +113,7 @@ def test_read_into_is_a_slice_of_the_plaintext(writer: Writer, wanted: list[tupl
     """Several blobs of one block size, reads interleaved, one set of buffers: what one read leaves behind harms no other."""
     block_size = wanted[0][1]
     blobs = [writer.write(size, block_size, digest) for size, _ in wanted]
-    buffers = ReadBuffers(block_size)
+    buffers = ReadBuffers()
     readers = [blob.reader(buffers) for blob in blobs]
     for which, (offset, length) in data.draw(st.lists(st.tuples(st.integers(0, len(blobs) - 1), reads), min_size=1, max_size=12)):
         out = bytearray(b"\xaa" * (length + 1))
@@ -136,7 +136,7 @@ def test_any_flipped_bit_is_found_and_gives_no_plaintext(writer: Writer, shape: 
     blob.path.write_bytes(stored)
     bad = position // (block_size + TAG_SIZE)
 
-    reader = blob.reader(ReadBuffers(block_size))
+    reader = blob.reader(ReadBuffers())
     for start in (bad * block_size, bad * block_size + 1):  # the whole block, and a part of it
         length = max(1, min(block_size, size - start))
         out = bytearray(length)
@@ -162,7 +162,7 @@ def test_a_block_that_the_publisher_did_not_encrypt_fails_its_tag(writer: Writer
     blob = writer.write(size, block_size, "blake3")
     flipped = bytearray(blob.key)
     flipped[data.draw(st.integers(0, 31))] ^= 1 << data.draw(st.integers(0, 7))
-    reader = BlobReader(blob.store, blob.entry, blob.shape, "blake3", bytes(flipped), ReadBuffers(block_size))
+    reader = BlobReader(blob.store, blob.entry, blob.shape, "blake3", bytes(flipped), ReadBuffers())
     out = bytearray(b"\xaa" * min(size, block_size))
     with pytest.raises(BlockAuthError, match="tag mismatch"):
         reader.read_into(0, memoryview(out))

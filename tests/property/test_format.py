@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelfs.crypto.signing import load_signer, sign_payload, verify_envelope
+from modelfs.crypto.signatures import verify_envelope
+from modelfs.crypto.signing import load_signer, sign_payload
 from modelfs.errors import FormatError, SignatureError
 from modelfs.format import canonical
 from modelfs.format.envelope import build_envelope, parse_envelope, serialize_envelope

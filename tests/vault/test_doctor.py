@@ -19,7 +19,8 @@ from modelfs.keys.vault_session import Session
 from modelfs.keys.vault_settings import AuthMethod, TokenFile
 from modelfs.keys.vault_wire import Endpoint
 from tests.helpers import REPOSITORY
-from tests.vault.server import Server, dev_vault, write_secret
+from tests.vault.impostor import Impostor, server_context
+from tests.vault.server import DEK, Server, dev_vault, write_secret
 
 KEK = "vault:transit/models"
 HOST_POLICY = "modelfs-host"
@@ -195,6 +196,21 @@ def test_nobody_answers(server: Server) -> None:
     assert levels(checks) == {"vault-server": "error"}
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_an_old_tls(server: Server, tmp_path: Path) -> None:
+    context = server_context(*dev_vault.Authority(tmp_path).issue("old", is_server=True))
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    impostor = Impostor(context, DEK)
+    try:
+        checks = ask(server, token_with(server, HOST_POLICY), address=impostor.address, ca_file=tmp_path / "ca.pem")
+    finally:
+        impostor.close()
+    assert levels(checks) == {"vault-server": "error"}
+    assert "it must speak TLS 1.2 or later" in checks["vault-server"].found
+    assert impostor.seen == []
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server that a test may seal."""
@@ -270,6 +286,31 @@ def test_the_command(server: Server, tmp_path: Path) -> None:
     assert run("--state-dir", tmp_path / "file").returncode == 2
     for done in (good, as_json, bad):
         assert token not in done.stdout + done.stderr
+
+
+@pytest.mark.fuse
+def test_the_command_with_a_configuration_file(server: Server, tmp_path: Path) -> None:
+    auth = token_with(server, HOST_POLICY, ttl="400s")
+    config = tmp_path / "demo.toml"
+    config.write_text(
+        f'kek = "{KEK}"\nstate_dir = "state"\nttl = 1000\n[vault]\naddress = "{server.vault.address}"\nca_file = "{server.vault.ca.path}"\n'
+        f'[vault.auth]\nmethod = "token"\npath = "{auth.path}"\n'
+    )
+    good = run("--config", config)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "ok      secrets: " in good.stdout
+    assert "ok      vault-decrypt: " in good.stdout
+    assert "-> give the role a token_ttl of 1000 s or more" in good.stdout, "the file's ttl is what a login must last"
+    assert str(tmp_path / "state") in good.stdout
+    other = run("--config", config, "--vault-address", "https://127.0.0.1:1")
+    assert (other.returncode, "error   vault-server: " in other.stdout) == (5, True), "the command line wins"
+    auth.path.chmod(0o644)
+    loose = run("--config", config)
+    assert loose.returncode == 2
+    assert "error   secrets: " in loose.stdout
+    assert "error   vault-login: " in loose.stdout
+    for done in (good, other, loose):
+        assert auth.path.read_text() not in done.stdout + done.stderr
 
 
 @pytest.mark.fuse

@@ -2,25 +2,37 @@
 
 import logging
 import traceback
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from modelfs.errors import KeyAccessError
-from modelfs.format.keysfile import keys_file
+from modelfs.control.keypage import KeyPage
+from modelfs.errors import FormatError, KeyAccessError
+from modelfs.format.canonical import serialize
+from modelfs.format.index import DirEntry, FileEntry, Index, parse_index
+from modelfs.format.journal import JournalRecord
+from modelfs.format.keysfile import keys_file, recipient
+from modelfs.format.manifest import BlobEntry
 from modelfs.keys import open_signer
+from modelfs.keys.file import FileProvider
+from modelfs.keys.interface import Grant
 from modelfs.keys.vault import VaultProvider
 from modelfs.keys.vault_session import Session
+from modelfs.seal.encrypt import FinishedBlob
+from modelfs.seal.journal import Pending
+from modelfs.seal.scan import SourceFile
 from tests.vault.server import CONTEXT, DEK, TIMEOUT, Server, manifest, write_secret
 
 
 def shapes(secret: bytes) -> set[str]:
-    """How a secret could look in a text, base64 at any offset included."""
+    """How a secret could look in a text, base64 in both alphabets at any offset included."""
     found = {secret.decode("latin-1"), secret.hex(), secret.hex().upper(), repr(secret)[2:-1]}
     for shift in range(3):
-        encoded = b64encode(b"\0" * shift + secret).decode()
-        found.add(encoded[(shift * 8 + 5) // 6 + (1 if shift else 0) : -4])
+        for encode in (b64encode, urlsafe_b64encode):
+            encoded = encode(b"\0" * shift + secret).decode()
+            found.add(encoded[(shift * 8 + 5) // 6 + (1 if shift else 0) : -4])
     assert all(len(text) > 12 for text in found)
     return found
 
@@ -74,6 +86,34 @@ def test_a_whole_life_at_debug_level(server: Server, told: Callable[[], str]) ->
     for secret in secrets:
         for shape in shapes(secret):
             assert shape not in everything
+
+
+def test_what_holds_a_key_does_not_show_it() -> None:
+    """Of everything that has a DEK or a blob key in it: neither as text nor in the error of a malformed one."""
+    digest, blob = "0" * 64, BlobEntry(id="0" * 32, root="0" * 64, size=1)
+    entry = FileEntry(blob="0" * 32, digest=digest, key=DEK.hex(), kind="file", mode=0o444, mtime=0, path="a", size=1)
+    record = JournalRecord(digest=digest, key=DEK.hex(), path="a", root=digest, size=1, source=[1, 2, 3, 4, 5])
+    index = Index(entries=[DirEntry(kind="dir", mode=0o555, mtime=0, path=""), entry], format="modelfs/1/index")
+    source = SourceFile(path="a", real=Path("a"), size=1, mode=0o444, mtime=0, identity=(1, 2, 3, 4, 5))
+    keys = KeyPage()
+    keys.write(DEK)
+    keys.write_session(DEK)
+    holders = [
+        entry, record, index, keys, Grant(DEK, DEK, 1.0, 1), FinishedBlob(source, blob, DEK, digest), FileProvider(DEK),
+        Pending(manifest(), DEK, keys_file([recipient("file", "0" * 32, "", b"x" * 60)]), [("0" * 32, record)]),  # type: ignore[arg-type]
+    ]  # fmt: skip
+    told = [form(holder) for holder in holders for form in (repr, str)]
+    for text in (
+        serialize(index).replace(b'"kind":"file"', b'"kind":"pipe"'),
+        serialize(index)[:-9],
+        serialize(index).replace(b"key", b"Key"),
+    ):
+        assert DEK.hex().encode() in text
+        with pytest.raises(FormatError) as caught:
+            parse_index(text)
+        told += traceback.format_exception(caught.value)
+    for shape in shapes(DEK):
+        assert shape not in "".join(told)
 
 
 def test_a_secret_in_the_wrong_place_is_not_repeated(server: Server, told: Callable[[], str]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.crypto.signing import load_trusted_keys, sign_payload, trust_signer, verify_envelope
+from modelfs.crypto.signatures import load_trusted_keys, verify_envelope
+from modelfs.crypto.signing import sign_payload, trust_signer
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.keys import export_public_key, open_kek, open_signer
 from modelfs.keys.vault_settings import TokenFile, VaultSettings

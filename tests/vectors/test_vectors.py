@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.keys.file import open_provider
 from modelfs.keys.interface import unwrap_dek
 from modelfs.reader.blob import BlobReader, ReadBuffers
@@ -60,7 +60,7 @@ def test_modelfs_reads_the_frozen_vector(vector: Path) -> None:
         got = {}
         for entry in index.files:
             blob = blobs[entry.blob]
-            buffers = ReadBuffers(manifest.block_size)
+            buffers = ReadBuffers()
             reader = BlobReader(store, blob, manifest.geometry(blob), manifest.digest, entry.blob_key, buffers)
             out = bytearray(entry.size)
             assert reader.read_into(0, memoryview(out)) == entry.size

@@ -1,14 +1,21 @@
 """The configuration file: every option has its key, an unknown one is an error with a suggestion, secrets are only paths."""
 
-import inspect
+import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
-from modelfs.cli import mount as cli
+from modelfs.cli.app import app, main
 from modelfs.config.mount_file import MountFile, read_mount_file
+from modelfs.control.leasing import LeasePolicy
+from modelfs.crypto.signing import generate_signing_key
 from modelfs.errors import ConfigError
-from modelfs.keys.vault_settings import AppRole
+from modelfs.keys.vault_settings import AppRole, TokenFile, VaultSettings
+from modelfs.mount.start import MountRequest
+from modelfs.mount.view import Appearance
 
 GOOD = """
 sealed = "sealed"
@@ -77,8 +84,73 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_mount_file(tmp_path / "none.toml")
 
 
-def test_every_option_has_its_key() -> None:
-    options = set(inspect.signature(cli.mount).parameters) - {"context", "config", "json"}
-    in_vault = {name for name in options if name.startswith("vault_") or name in ("insecure_http", "allow_batch_tokens")}
-    assert in_vault, "the vault options are options of mount"
-    assert options - in_vault | {"vault"} == set(MountFile.model_fields)
+IN_VAULT = {
+    "--vault-address": "address",
+    "--vault-auth": "auth",
+    "--vault-namespace": "namespace",
+    "--vault-ca-file": "ca_file",
+    "--insecure-http": "insecure_http",
+    "--allow-batch-tokens": "allow_batch_tokens",
+}
+NOT_IN_A_FILE = {"--config", "--json", "--help", "-h"}
+"""Where the file is, and how this one command prints."""
+
+
+def flags_and_arguments() -> dict[str, set[str]]:
+    """The parameters of `modelfs mount` as its parser has them: name -> what is typed (of an argument its own name)."""
+    command = typer.main.get_command(app).commands["mount"]  # type: ignore[attr-defined]
+    parameters = command.get_params(typer.Context(command))
+    assert len(parameters) > 25, "the options are gone"
+    return {each.name: {*each.opts, *each.secondary_opts} for each in parameters}
+
+
+def test_every_flag_has_its_key_and_every_key_its_flag() -> None:
+    keys = set()
+    for name, typed in flags_and_arguments().items():
+        if typed <= NOT_IN_A_FILE:
+            continue
+        (word,) = typed
+        if word in IN_VAULT:
+            keys.add(f"vault.{IN_VAULT[word]}")
+            continue
+        assert word.removeprefix("--").replace("-", "_") == name, "the key is the flag's own name"
+        keys.add(name)
+    assert keys == (set(MountFile.model_fields) - {"vault"}) | {f"vault.{name}" for name in VaultSettings.model_fields}
+
+
+def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A value that no default has, for every key, is what `modelfs mount` asks for; and what the command line says comes first."""
+    for name in ("key", "key2"):
+        generate_signing_key(tmp_path / name)
+    said = {
+        "sealed": "/s", "mountpoint": "/m", "model": "llama", "kek": "file:/k", "trust": [f"{tmp_path}/key.pub", f"{tmp_path}/key2.pub"],
+        "threshold": 2, "minimum_release": 7, "workers": 3, "allow_other": True, "uid": 11, "gid": 12, "mode": "410", "foreground": True,
+        "state_dir": "/st", "log": str(tmp_path / "log"), "log_level": "error", "audit": "/a", "audit_required": True, "renew_every": 5,
+        "ttl": 50, "proof_timeout": 2,
+    }  # fmt: skip
+    assert set(said) == set(MountFile.model_fields) - {"vault"}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
+    vault = ['address = "https://a"', 'namespace = "n"', 'ca_file = "/ca"', "insecure_http = true", "allow_batch_tokens = true"]
+    config = write(tmp_path / "all.toml", "\n".join([*lines, "[vault]", *vault, "[vault.auth]", 'method = "token"', 'path = "/t"']))
+    asked: list[MountRequest] = []
+    monkeypatch.setattr(
+        "modelfs.mount.start.run_mount", lambda order, _announce: asked.append(order) or (_ for _ in ()).throw(SystemExit(0))
+    )
+    for more in ([], ["--minimum-release", "9", "--vault-address", "https://b", "--vault-auth", "token:/u"]):
+        monkeypatch.setattr(sys, "argv", ["modelfs", "mount", "--config", str(config), *more])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 0, capfd.readouterr().err
+    first, second = asked
+    login = TokenFile(path=Path("/t"))
+    settings = {"address": "https://a", "namespace": "n", "ca_file": Path("/ca"), "insecure_http": True, "allow_batch_tokens": True}
+    assert first == MountRequest(
+        sealed=Path("/s"), mountpoint=Path("/m"), model="llama", kek="file:/k", trusted=first.trusted, minimum_release=7, workers=3,
+        allow_other=True, appearance=Appearance(11, 12, 0o410), state_dir=Path("/st"), audit=Path("/a"), audit_required=True,
+        lease=LeasePolicy(5, 50, 2),
+        vault=VaultSettings(auth=login, **settings),
+    )  # fmt: skip
+    assert (len(first.trusted.keys), first.trusted.threshold, (tmp_path / "log").exists()) == (2, 2, True)
+    settings["address"] = "https://b"
+    vault_now = VaultSettings(auth=TokenFile(path=Path("/u")), **settings)
+    assert second == replace(first, minimum_release=9, vault=vault_now, trusted=second.trusted), "the command line wins, key by key"

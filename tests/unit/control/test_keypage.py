@@ -31,6 +31,24 @@ def test_a_child_writes_and_the_parent_wipes(page: KeyPage) -> None:
     assert in_child(lambda: page.read() == bytes(32))
 
 
+def test_a_session_goes_from_child_to_child_and_not_to_who_has_forgotten_it(page: KeyPage) -> None:
+    assert in_child(lambda: page.write_session(b"token") is None)
+    assert in_child(lambda: page.read_session() == b"token")
+
+    def forgets() -> bool:
+        page.forget_session()
+        with pytest.raises(ValueError, match="closed"):
+            page.read_session()
+        page.write(b"k" * 32)
+        return page.read() == b"k" * 32
+
+    assert in_child(forgets)
+    page.wipe()
+    assert in_child(lambda: page.read_session() == b"token"), "a lock keeps the login, to ask again"
+    page.wipe_all()
+    assert page.read_session() is None
+
+
 def test_only_a_whole_key_fits(page: KeyPage) -> None:
     with pytest.raises(ValueError):
         page.write(b"short")

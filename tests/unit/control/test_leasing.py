@@ -28,6 +28,7 @@ class World:
     proofs: list[float] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     killed: int = 0
+    cannot_record: bool = False
 
     def __post_init__(self) -> None:
         self.fence, self.key_page = Fence(), KeyPage()
@@ -51,6 +52,8 @@ class World:
 
     def _report(self, event: Event, lease: Lease) -> None:
         self.told.append(f"{lease.state}")
+        if self.cannot_record and lease.state is LeaseState.GRANTED:
+            self.holder.lock()
 
     # -- what LeaseHolder asks of a prover
 
@@ -187,3 +190,19 @@ async def test_a_token_that_ends_soon_is_proven_sooner(autojump_clock: MockClock
     assert world.state is LeaseState.GRANTED
     assert "darken" not in world.told
     assert len(world.proofs) > 30
+
+
+async def test_an_unlock_is_recorded_before_it_is_lit_and_not_lit_if_it_cannot_be(autojump_clock: MockClock) -> None:
+    world = World(autojump_clock)
+    world.holder.lock()
+    world.holder.unlock()
+    await world.live(1)
+    assert world.told == ["darken", "paused", "locked", "granted", "light"]
+    world.holder.lock()
+    world.told.clear()
+    world.cannot_record = True
+    world.holder.unlock()
+    await world.live(1)
+    assert world.told == ["locked", "granted", "darken", "paused"]
+    assert world.fence.state is State.LOCKED
+    assert world.key_page.read() == bytes(32)

@@ -13,15 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from modelfs.crypto.signing import (
-    TrustedKeys,
-    generate_signing_key,
-    load_signer,
-    load_trusted_keys,
-    sign_payload,
-    trust_signer,
-    verify_envelope,
-)
+from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys, verify_envelope
+from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload, trust_signer
 from modelfs.errors import ConfigError, SignatureError
 from modelfs.format.envelope import EnvelopeRecord, build_envelope
 from modelfs.format.fields import decode_base64

@@ -15,7 +15,7 @@ from modelfs.format import canonical
 from modelfs.format.geometry import LEAVES_PER_PAGE, Geometry, geometry
 from modelfs.format.index import build_index
 from modelfs.format.manifest import BlobEntry
-from modelfs.reader import blob as blob_module
+from modelfs.reader import stream as stream_module
 from modelfs.reader.blob import BlobReader, ReadBuffers, decrypt_whole, verify_whole
 from modelfs.reader.index import fetch_index, open_index
 from modelfs.reader.verify import verify_blob
@@ -45,7 +45,7 @@ def test_blob_with_more_than_one_page_of_leaves(tmp_path: Path, digest: str) -> 
     plaintext = os.urandom(BLOCK) * LEAVES_PER_PAGE + os.urandom(2 * BLOCK + 5)
     with written(tmp_path, plaintext, digest) as (store, entry, shape):
         assert shape.page_count == 2
-        reader = BlobReader(store, entry, shape, digest, KEY, ReadBuffers(BLOCK))
+        reader = BlobReader(store, entry, shape, digest, KEY, ReadBuffers())
         edge = LEAVES_PER_PAGE * BLOCK
         for offset, length in ((edge - 10, 20), (0, 100), (len(plaintext) - 3, 10), (edge, BLOCK)):
             assert read(reader, offset, length) == plaintext[offset : offset + length]
@@ -62,7 +62,7 @@ def test_damage_of_one_page_of_leaves_leaves_the_other_readable(tmp_path: Path, 
         data = bytearray(path.read_bytes())
         data[shape.page_offset(page)] ^= 1
         path.write_bytes(data)
-        reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers(BLOCK))
+        reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers())
         offsets = [0, LEAVES_PER_PAGE * BLOCK]
         with pytest.raises(BlockAuthError, match=f"page {page} of the digest tree"):
             read(reader, offsets[page], 1)
@@ -94,10 +94,10 @@ def test_damage_of_block_and_leaves_cannot_be_told_apart_within_a_page_only(tmp_
 def test_a_block_is_decrypted_once_for_small_sequential_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plaintext = os.urandom(3 * BLOCK)
     with written(tmp_path, plaintext) as (store, entry, shape):
-        reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers(BLOCK))
+        reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers())
         reads: list[int] = []
-        really = blob_module.pread_exact
-        monkeypatch.setattr(blob_module, "pread_exact", lambda fd, buffer, at: (reads.append(at), really(fd, buffer, at))[1])
+        really = stream_module.pread_up_to
+        monkeypatch.setattr(stream_module, "pread_up_to", lambda fd, buffer, at: (reads.append(at), really(fd, buffer, at))[1])
         assert b"".join(read(reader, at, 64) for at in range(0, len(plaintext), 64)) == plaintext
         assert reads == [shape.block_offset(index) for index in range(3)]
         reader.close()
@@ -106,11 +106,11 @@ def test_a_block_is_decrypted_once_for_small_sequential_reads(tmp_path: Path, mo
 def test_cached_block_is_owned_and_not_overwritten_by_later_reads(tmp_path: Path) -> None:
     plaintext = os.urandom(3 * BLOCK)
     with written(tmp_path, plaintext) as (store, entry, shape):
-        buffers = ReadBuffers(BLOCK)
+        buffers = ReadBuffers()
         reader = BlobReader(store, entry, shape, "blake3", KEY, buffers)
         assert read(reader, 0, 10) == plaintext[:10]
         read(reader, BLOCK, 2 * BLOCK)
-        buffers.ciphertext[:] = bytes(len(buffers.ciphertext))
+        buffers.ciphertext.framed(0, 2 * BLOCK)[:] = bytes(2 * BLOCK + 1)
         assert read(reader, 5, 100) == plaintext[5:105]
         reader.close()
 
@@ -119,13 +119,13 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
     with written(tmp_path, bytes(3 * BLOCK)) as (store, entry, shape):
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
-            reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers(BLOCK))
+            reader = BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers())
             read(reader, 0, 2 * BLOCK)
             reader.close()
         (tmp_path / "blobs" / ID).unlink()
         for _ in range(20):
             with pytest.raises(BlobNotFoundError):
-                BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers(BLOCK))
+                BlobReader(store, entry, shape, "blake3", KEY, ReadBuffers())
         assert len(os.listdir("/proc/self/fd")) == before
 
 

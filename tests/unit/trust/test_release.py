@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.crypto.signing import load_trusted_keys
+from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ExpiredError, FormatError, LimitExceededError, RollbackError, SignatureError, StoreError, VerificationError
 from modelfs.format.limits import MAX_MANIFEST_SIZE
 from modelfs.store.local import Store

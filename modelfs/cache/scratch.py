@@ -1,0 +1,33 @@
+"""Private memory for ciphertext: page-aligned, reused, laid out so that nothing is copied twice or slowly."""
+
+import mmap
+
+PAGE = mmap.PAGESIZE
+
+
+class Scratch:
+    """Grows to the largest request and stays. One thread; the next `framed` call overwrites what the last one returned."""
+
+    def __init__(self) -> None:
+        """Take no memory yet."""
+        self._memory = memoryview(b"")
+
+    def framed(self, offset: int, length: int) -> memoryview:
+        """Memory for `length` bytes of a file from `offset`, and one byte before them.
+
+        The bytes lie as far into a page as they do in the file: a copy out of the page cache to an address that is a few bytes
+        off takes many times as long. The byte in front is room for a digest's prefix (`leaf_hash_in_place`).
+
+        Returns:
+            length + 1 bytes, owned by this object.
+        """
+        start = (offset - 1) % PAGE
+        if start + 1 + length > len(self._memory):
+            pages = -(-(length + 1) // PAGE) + 1
+            self._memory = page_aligned(pages * PAGE)
+        return self._memory[start : start + 1 + length]
+
+
+def page_aligned(size: int) -> memoryview:
+    """Zeroed private memory that starts at a page and takes none before it is touched."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
