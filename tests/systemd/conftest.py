@@ -21,6 +21,8 @@ PLAIN = random.Random(7).randbytes(8 << 20)
 SUM = hashlib.sha256(PLAIN).hexdigest()
 MODELS = "/models"
 
+AT_BOOT = ("modelfs@boot.service", "modelfs.target", "boot.service")
+
 SERVER = """
 [Service]
 # Reads as an ordinary user, and from a mount namespace of its own.
@@ -42,7 +44,8 @@ PREPARE = """
 $MODELFS install-service --root "$ROOT"
 # As an operator would have it: configuration, a KEK as a credential, a server with a drop-in; both are started at boot.
 install -D -m 600 {keys}/kek "$ROOT/etc/credstore/modelfs.boot.kek"
-mkdir -p "$ROOT/models/boot" "$ROOT/etc/systemd/system/boot.service.d"
+mkdir -p "$ROOT/models/boot" "$ROOT/etc/systemd/system/boot.service.d" "$ROOT/etc/systemd/system/modelfs@boot.service.d"
+printf '[Service]\\nRestartSec=100ms\\n' >"$ROOT/etc/systemd/system/modelfs@boot.service.d/test.conf"
 gid=$(awk -F: '$1 == "modelfs" {{print $3}}' "$ROOT/etc/group")
 cat >"$ROOT/etc/modelfs/boot.toml" <<END
 {config}
@@ -156,8 +159,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory, sealed_model: Path, keys_d
     found = Machine(tmp_path_factory.mktemp("machine"), tmp_path_factory.getbasetemp())
     config = configuration("boot", sealed_model, keys_dir, {})
     found.boot(PREPARE.format(config=config, keys=keys_dir.directory, server=SERVER.strip(), drop_in=DROP_IN.strip()))
-    yield found
-    found.stop()
+    try:
+        for unit in AT_BOOT:
+            found.wait(unit, ActiveState="active")
+            found.at_boot[unit] = monotonic(found, unit, "ActiveEnterTimestampMonotonic")
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.fixture

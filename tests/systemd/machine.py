@@ -41,6 +41,8 @@ class Machine:
         self._name = f"modelfs-test-{os.getpid()}"
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = 0
+        self.at_boot: dict[str, int] = {}
+        """When units became active, microseconds."""
 
     def boot(self, prepare: str) -> None:
         """Boot.
