@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import REPOSITORY
 from tests.systemd.conftest import MODELS, PLAIN, SUM, Holder, Host, monotonic, wait_for
 
 WATCHDOG = "WatchdogSec=3\n"
@@ -39,6 +42,39 @@ def test_a_locked_mount_is_no_watchdog_failure(host: Host) -> None:
     assert machine.systemctl("reload", unit, check=False).returncode != 0, "an operator's lock stays"
     machine.run("modelfs", "unlock", f"{MODELS}/locked")
     assert machine.run("sha256sum", f"{MODELS}/locked/model.bin").stdout.startswith(SUM)
+
+
+STORE = f"""
+[Service]
+ExecStart={sys.executable} {REPOSITORY}/tests/mount/passthrough.py {{sealed}} /srv/hung
+ExecStopPost=-umount -l /srv/hung
+"""
+
+
+def test_storage_that_hangs_is_no_watchdog_failure(host: Host) -> None:
+    """Readers wait; status, watchdog and the unmount sequence do not."""
+    machine, unit = host.machine, host.instance("hung", unit=WATCHDOG, sealed='"/srv/hung"')
+    machine.write("/etc/systemd/system/store.service", STORE.format(sealed=host.sealed), 0o644)
+    machine.run("mkdir", "-p", "/srv/hung")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "store.service")
+    wait_for(lambda: " /srv/hung " in Path(f"/proc/{machine.pid}/mounts").read_text(), "no storage")
+    machine.systemctl("start", unit)
+    storage = machine.main_pid("store.service")
+    os.kill(storage, signal.SIGSTOP)
+    try:
+        readers = [subprocess.Popen(machine.command("cat", f"{MODELS}/hung/model.bin"), stdout=subprocess.DEVNULL) for _ in range(4)]
+        since = monotonic(machine, unit, "WatchdogTimestampMonotonic")
+        wait_for(lambda: monotonic(machine, unit, "WatchdogTimestampMonotonic") > since + 4_000_000, "not fed for a watchdog's time")
+        assert all(reader.poll() is None for reader in readers), "they must hang, or the test shows nothing"
+        assert machine.show(unit, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+        machine.systemctl("stop", unit)
+        assert not host.is_mounted("hung")
+        assert all(reader.wait(20) != 0 for reader in readers)
+    finally:
+        os.kill(storage, signal.SIGCONT)
+        machine.systemctl("stop", "store.service")
+    wait_for(lambda: not machine.pids(unit), "processes that waited for the storage did not end with its answer")
 
 
 @pytest.mark.parametrize("victim", ["control", "warden", "all"])
@@ -78,3 +114,17 @@ def test_a_stopped_warden_is_replaced_in_order(host: Host, hold: Callable[[str],
     assert machine.show(unit, "Result")["Result"] == "success"
     assert "the warden does not answer" in machine.journal(unit)
     assert "Watchdog timeout" not in machine.journal(unit)
+
+
+@pytest.mark.slow
+def test_control_killed_while_the_warden_is_stopped(host: Host) -> None:
+    """Nobody is left who could evict: what is left is ended after a minute, and the unit comes back."""
+    machine, unit = host.machine, host.instance("nobody")
+    machine.systemctl("start", unit)
+    control = machine.main_pid(unit)
+    warden = next(pid for pid in machine.pids(unit) if parent(pid) == control)
+    os.kill(warden, signal.SIGSTOP)
+    os.kill(control, signal.SIGKILL)
+    machine.wait(unit, 120, ActiveState="active", SubState="running", NRestarts="1")
+    assert "is left of the mount: ending it" in machine.journal(unit)
+    assert machine.run("sha256sum", f"{MODELS}/nobody/model.bin").stdout.startswith(SUM)

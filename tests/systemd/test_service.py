@@ -48,7 +48,9 @@ def test_start_status_stop(host: Host, hold: Callable[[str], Holder]) -> None:
     after = reader.finish()
     assert (after["resident"], after["touch"]) == (0, "SIGBUS")
     assert not host.is_mounted("plain")
-    assert "plaintext left in the page cache: 0 bytes" in machine.journal(unit)
+    journal = machine.journal(unit)
+    assert f"taking {MODELS}/plain down: unmount" in journal, "by ExecStop, not by a signal"
+    assert "plaintext left in the page cache: 0 bytes" in journal
 
 
 def test_reload_asks_the_key_service_now(machine: Machine) -> None:
