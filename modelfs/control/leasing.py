@@ -14,7 +14,7 @@ import trio
 
 from modelfs.control.fence import Fence, State
 from modelfs.control.keypage import KeyPage
-from modelfs.control.lease import Action, Event, Happening, Lease, LeaseState, new_lease, renew_delay_s, retry_delay_s, step
+from modelfs.control.lease import Action, Event, Happening, Lease, LeasePolicy, LeaseState, new_lease, renew_delay_s, retry_delay_s, step
 from modelfs.control.prover import Answer, Prover, Verdict
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 CLOCK_JUMP_S = 5.0
 """The wall clock may run ahead of CLOCK_BOOTTIME by this much between two ticks; more is a paused or restored VM."""
-
-
-@dataclass(frozen=True)
-class LeasePolicy:
-    """How long and how often; seconds."""
-
-    renew_every_s: float = 30.0
-    ttl_s: float = 300.0
-    proof_timeout_s: float = 1.0
 
 
 @dataclass(frozen=True)

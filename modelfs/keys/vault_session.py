@@ -142,30 +142,41 @@ class VaultConnection:
         if session is None:
             return self._log_in(api, None)
         api.token = session.token
+        is_due = session.is_due(self._clock())
         try:
-            session = self._check(api, session)
+            if is_due or not session.renewable:
+                # A revoked token must be found before it is replaced. Not by a renewal: within a second of the max TTL, which it rounds,
+                # OpenBao answers that with 500 ("past the max TTL, cannot renew"), and a good token would look like an outage.
+                api.client.auth.token.lookup_self()
+            else:
+                session = self._extend(api, session)
         except RefusedError as refusal:
-            if refusal.status != 403:
-                raise KeyServiceError(f"the key service {self.endpoint} does not renew the login: {refusal}") from None
-            if session.is_over(self._clock()):
+            if refusal.status == 403 and session.is_over(self._clock()):
                 return self._log_in(api, session)
-            raise KeyDeniedError(
-                f"the key service {self.endpoint} refuses the login {session.accessor} before its own end: it was revoked "
-                "(or may not `update` auth/token/renew-self any more), and modelfs does not log in again by itself"
-            ) from None
-        if session.is_due(self._clock()):
-            try:
-                return self._log_in(api, session)
-            except KeyServiceError as exc:
-                logger.warning("the next login failed, going on with the old one to its end: %s", exc)
-                api.token = session.token
-        return session
-
-    def _check(self, api: VaultApi, session: Session) -> Session:
-        """Renew the token, or where it cannot be renewed see that it is good: either way a revoked one is found before it is replaced."""
-        if not session.renewable:
-            api.client.auth.token.lookup_self()
+            raise self._not_renewed(session, refusal) from None
+        if not session.is_due(self._clock()):
             return session
+        try:
+            following = self._log_in(api, session)
+        except KeyServiceError as exc:
+            logger.warning("the next login failed, going on with the old one to its end: %s", exc)
+            following, api.token = session, session.token
+        if following.token != session.token or not is_due or not session.renewable:
+            return following
+        try:
+            return self._extend(api, session)
+        except RefusedError as refusal:
+            raise self._not_renewed(session, refusal) from None
+
+    def _not_renewed(self, session: Session, refusal: RefusedError) -> KeyDeniedError | KeyServiceError:
+        if refusal.status != 403 or session.is_over(self._clock()):
+            return KeyServiceError(f"the key service {self.endpoint} does not renew the login: {refusal}")
+        return KeyDeniedError(
+            f"the key service {self.endpoint} refuses the login {session.accessor} before its own end: it was revoked "
+            "(or may not `update` auth/token/renew-self any more), and modelfs does not log in again by itself"
+        )
+
+    def _extend(self, api: VaultApi, session: Session) -> Session:
         session, granted = self._renew(api, session, session.ttl_s)
         if granted < session.ttl_s - _PRECISION_S and session.expires_at is not None:
             # Capped: the max TTL is near, or nearer than was known.

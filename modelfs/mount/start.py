@@ -20,7 +20,8 @@ import trio
 from modelfs.audit.log import AuditKind, AuditLog, AuditSubject
 from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
-from modelfs.control.leasing import Effects, LeaseHolder, LeasePolicy
+from modelfs.control.lease import LeasePolicy
+from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.loop import Audit, ControlLoop, MountFacts
 from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, pin

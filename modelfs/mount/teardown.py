@@ -93,21 +93,22 @@ def darken_seconds(share: MountShare, workers: int) -> float:
     return 5.0 + EVICT_SECONDS + CHECK_SECONDS + 2 * SECONDS_PER_INODE * len(share.rows) + REAP_SECONDS * workers
 
 
-def darken(share: MountShare, keyed: list[Worker], state: State) -> tuple[Darkness, list[Worker]]:
+def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple[Darkness, list[Worker]]:
     """Fence, end every process that holds a key, and take the plaintext out of the page cache. The mount stays.
 
     Args:
         share: The mount. Its fence may have fallen already.
         keyed: Workers that this process started; empty when it is not the warden. They are reaped and forgotten.
-        state: LOCKED or REVOKED.
+        state: LOCKED or REVOKED; None: control has closed the fence and wiped the key, and may be about to open the next epoch.
 
     Returns:
         What was done, and the keyless workers that answer from now on.
     """
     dark = Darkness()
     watch = _Watch(dark.steps_ms)
-    share.fence.close(state)
-    share.key_page.wipe()
+    if state is not None:
+        share.fence.close(state)
+        share.key_page.wipe()
     watch.done("fence")
     keyless: list[Worker] = []
     for _ in range(KEYLESS_WORKERS):
@@ -123,13 +124,19 @@ def darken(share: MountShare, keyed: list[Worker], state: State) -> tuple[Darkne
     watch.done("evict")
     dark.resident_bytes = _count_resident(share)
     watch.done("check")
-    dark.workers_left = forget_workers(keyed)
+    dark.workers_left = forget_workers(share, keyed)
     return dark, keyless
 
 
-def forget_workers(killed: list[Worker]) -> list[int]:
-    """Reap workers that were killed and close what is held of them; those that the kernel has not let go of."""
+def forget_workers(share: MountShare, killed: list[Worker]) -> list[int]:
+    """Reap workers that were killed, hand on what they took last, and close what is held of them; those that cannot be reaped yet.
+
+    A killed worker runs until the signal reaches it, and may take a request that has just been resent. So resend once more when it is
+    dead: what its queue holds when that is closed ends with ECONNABORTED.
+    """
     left = [worker.pid for worker in killed if wait_child(worker.pid, REAP_SECONDS) is None]
+    if killed:
+        share.session.resend()
     for worker in killed:
         worker.forget()
     return left
@@ -157,7 +164,7 @@ def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], rea
     watch.done("detach")
     for worker in keyless:
         kill_child(worker.pid)
-    proof.workers_left = dark.workers_left + forget_workers(keyless)
+    proof.workers_left = dark.workers_left + forget_workers(share, keyless)
     watch.done("end")
     return proof
 

@@ -94,9 +94,9 @@ class Warden:
                         self._tell({"alive": True})
             if mountinfo in ready and not mountpoints_of(session.device):
                 return "the mount was detached"
-            if self._keyed and not fence.allows(fence.epoch):
-                # Locked by control, or the lease ran out and control, stopped or dead, has not said so.
-                self._darken()
+            epoch = fence.epoch
+            if self._keyed and not fence.allows(epoch):
+                self._darken(epoch)
                 continue
             dead = [worker for worker in self._workers if worker.pidfd in ready]
             if (dead or len(self._workers) < self._wanted_now) and self._replace(dead):
@@ -122,10 +122,14 @@ class Warden:
     def _wanted_now(self) -> int:
         return self._wanted if self._keyed else KEYLESS_WORKERS
 
-    def _darken(self) -> None:
+    def _darken(self, epoch: int) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
         self._tell({"busy_s": darken_seconds(self._share, len(self._workers))})
-        dark, keyless = darken(self._share, self._workers, State.LOCKED)
+        # Where control has locked, the next key may be in the key page already: then neither that nor a new epoch is ours to end.
+        # Only where the lease ran out, and control, stopped or dead, has not said so, is it for us to do.
+        fence = self._share.fence
+        ran_out = fence.state is State.SERVING and fence.epoch == epoch
+        dark, keyless = darken(self._share, self._workers, State.LOCKED if ran_out else None)
         self._workers, self._keyed = keyless, False
         logger.warning("dark: %s", json.dumps(dark.as_json()))
         self._tell({"dark": dark.as_json()})
@@ -138,8 +142,7 @@ class Warden:
         self._fill()
         for worker in keyless:
             kill_child(worker.pid)
-        self._share.session.resend()
-        forget_workers(keyless)
+        forget_workers(self._share, keyless)
         self._tell({"lit": True})
         self._tell_workers()
 

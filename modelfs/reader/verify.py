@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 
-from modelfs.crypto.digests import leaf_hash, page_hash, page_hashes, root_hash
+from modelfs.cache.scratch import Scratch
+from modelfs.crypto.digests import leaf_hash_in_place, page_hash, page_hashes, root_hash
 from modelfs.errors import BlobNotFoundError, FormatError, StoreError
 from modelfs.format.geometry import DIGEST_SIZE, LEAVES_PER_PAGE, TAG_SIZE, Geometry
 from modelfs.format.manifest import BlobEntry, DigestName, Manifest
-from modelfs.store.local import Store, pread_exact
+from modelfs.store.local import Store, pread_up_to
 from modelfs.trust.release import read_keys
 
+READ_SIZE = 1 << 20
+"""Ciphertext that is read at once."""
 Progress = Callable[[int], None]
 """Called with bytes done since the last call, from any thread."""
 
@@ -47,9 +50,9 @@ def verify_store(store: Store, manifest: Manifest, progress: Progress = lambda _
     local = threading.local()
 
     def verify(blob: BlobEntry) -> list[Fault]:
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(manifest.block_size + TAG_SIZE))
-        return verify_blob(store, blob, manifest.geometry(blob), manifest.digest, local.buffer, progress)
+        if not hasattr(local, "scratch"):
+            local.scratch = Scratch()
+        return verify_blob(store, blob, manifest.geometry(blob), manifest.digest, local.scratch, progress)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = {pool.submit(verify, blob): position for position, blob in enumerate(manifest.blobs)}
@@ -69,12 +72,12 @@ def _verify_keys(store: Store, manifest: Manifest) -> list[Fault]:
 
 
 def verify_blob(
-    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, buffer: memoryview, progress: Progress = lambda _: None
+    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, scratch: Scratch, progress: Progress = lambda _: None
 ) -> list[Fault]:
     """Check one blob and its digests file; the blob's own blocks decide, so damage is told apart from damaged digests.
 
     Args:
-        buffer: At least block_size + TAG_SIZE bytes, overwritten.
+        scratch: Overwritten.
         progress: Told of ciphertext bytes.
     """
     name = f"blobs/{blob.id}"
@@ -85,7 +88,7 @@ def verify_blob(
     try:
         fd = store.open_file(name)
         with open(fd, "rb", buffering=0):
-            leaves = b"".join(_leaves(fd, shape, digest, buffer, progress))
+            leaves = b"".join(_leaves(fd, shape, digest, scratch, progress))
     except StoreError as exc:
         return [Fault(blob.id, None, "blob", "readable", str(exc))]
     if len(leaves) != DIGEST_SIZE * shape.block_count:
@@ -93,13 +96,20 @@ def verify_blob(
     return list(_compare(store, blob, shape, digest, leaves))
 
 
-def _leaves(fd: int, shape: Geometry, digest: DigestName, buffer: memoryview, progress: Progress) -> Iterator[bytes]:
-    for index in range(shape.block_count):
-        block = buffer[: shape.block_length(index) + TAG_SIZE]
-        if not pread_exact(fd, block, shape.block_offset(index)):
-            return
-        yield leaf_hash(digest, block)
-        progress(len(block))
+def _leaves(fd: int, shape: Geometry, digest: DigestName, scratch: Scratch, progress: Progress) -> Iterator[bytes]:
+    """Digests of the blocks in order, as far as the file goes. A digest writes into the byte before its block, which is done with."""
+    together = max(1, READ_SIZE // (shape.block_size + TAG_SIZE))
+    for first in range(0, shape.block_count, together):
+        last = min(first + together, shape.block_count) - 1
+        start = shape.block_offset(first)
+        framed = scratch.framed(start, shape.block_offset(last) + shape.block_length(last) + TAG_SIZE - start)
+        found = pread_up_to(fd, framed[1:], start)
+        for index in range(first, last + 1):
+            at, length = shape.block_offset(index) - start, shape.block_length(index) + TAG_SIZE
+            if at + length > found:
+                return
+            yield leaf_hash_in_place(digest, framed[at : at + 1 + length])
+        progress(found)
 
 
 def _compare(store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, leaves: bytes) -> Iterator[Fault]:

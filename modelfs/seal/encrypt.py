@@ -11,8 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from modelfs.cache.scratch import Scratch, page_aligned
 from modelfs.crypto.aead import BlobCipher
-from modelfs.crypto.digests import Hasher, leaf_hash, new_hasher, page_hashes, root_hash
+from modelfs.crypto.digests import Hasher, leaf_hash_in_place, new_hasher, page_hashes, root_hash
 from modelfs.errors import ConfigError, ModelfsError, SourceChangedError
 from modelfs.format.fields import ID_SIZE, KEY_SIZE
 from modelfs.format.geometry import TAG_SIZE, Geometry, geometry
@@ -23,6 +24,9 @@ from modelfs.store.local import Store, pread_exact, store_error
 
 SEGMENT_SIZE = 1 * MIB
 """Bytes that one thread encrypts at a time; a power of two, so a whole number of blocks."""
+
+_local = threading.local()
+"""Memory for ciphertext, one for each thread that encrypts."""
 
 Entropy = Callable[[int], bytes]
 Progress = Callable[[int], None]
@@ -126,29 +130,37 @@ class SealPass:
     def _encrypt(self, cipher: BlobCipher, shape: Geometry, fd: int, out: int, plain: Hasher, source: SourceFile) -> bytes:
         """All leaves of the blob. Reading and the plaintext's digest go in order here; encrypting goes on in the pool."""
         leaves: list[bytes] = []
-        segments: deque[Future[bytes]] = deque()
+        segments: deque[tuple[Future[bytes], memoryview]] = deque()
+        free: list[memoryview] = []
         limit = 2 * (os.cpu_count() or 1)
         step = max(SEGMENT_SIZE, shape.block_size)
+
+        def collect() -> None:
+            segment, memory = segments.popleft()
+            leaves.append(segment.result())
+            free.append(memory)
+
         try:
             for start in range(0, max(1, shape.size), step):
                 if self.stop.is_set():
                     raise Cancelled
-                plaintext = memoryview(bytearray(min(step, shape.size - start)))
+                memory = free.pop() if free else page_aligned(min(step, max(1, shape.size)))
+                plaintext = memory[: min(step, shape.size - start)]
                 if not pread_exact(fd, plaintext, start):
                     raise SourceChangedError(f"{source.path} became shorter while it was sealed: seal again when it is at rest")
                 if shape.size <= step:
                     plain.update(plaintext)
                     self.progress(len(plaintext))
                     return _encrypt_segment(cipher, shape, self.digest, plaintext, start, out)
-                segments.append(self.pool.submit(_encrypt_segment, cipher, shape, self.digest, plaintext, start, out))
+                segments.append((self.pool.submit(_encrypt_segment, cipher, shape, self.digest, plaintext, start, out), memory))
                 plain.update(plaintext)
                 self.progress(len(plaintext))
                 if len(segments) > limit:
-                    leaves.append(segments.popleft().result())
+                    collect()
             while segments:
-                leaves.append(segments.popleft().result())
+                collect()
         finally:
-            for segment in segments:  # after a failure: nobody may write to `out` once it is closed
+            for segment, _ in segments:  # after a failure: nobody may write to `out` once it is closed
                 segment.cancel()
                 with contextlib.suppress(BaseException):
                     segment.result()
@@ -183,16 +195,24 @@ def _encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, pl
     """Encrypt a whole number of blocks that begins at plaintext offset `start`; their leaves, joined."""
     first = start // shape.block_size
     count = max(1, -(-len(plaintext) // shape.block_size))
-    ciphertext = memoryview(bytearray(len(plaintext) + TAG_SIZE * count))
+    if not hasattr(_local, "scratch"):
+        _local.scratch = Scratch()
+    offset = shape.block_offset(first)
+    framed = _local.scratch.framed(offset, len(plaintext) + TAG_SIZE * count)
     leaves: list[bytes] = []
     for number in range(count):
         begin = number * shape.block_size
         part = plaintext[begin : begin + shape.block_size]
         at = number * (shape.block_size + TAG_SIZE)
-        block = ciphertext[at : at + len(part) + TAG_SIZE]
-        cipher.encrypt_block(first + number, part, block)
-        leaves.append(leaf_hash(digest, block))
-    offset, done = shape.block_offset(first), 0
+        block = framed[at : at + 1 + len(part) + TAG_SIZE]
+        cipher.encrypt_block(first + number, part, block[1:])
+        before = block[0]  # the last byte of the block before: the digest's prefix takes its place for a moment
+        leaves.append(leaf_hash_in_place(digest, block))
+        block[0] = before
+    ciphertext, done = framed[1:], 0
     while done < len(ciphertext):
         done += os.pwrite(out, ciphertext[done:], offset + done)
+    # Have the disk begin now: the fsync at the end would otherwise wait for all of it at once.
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(out, offset, len(ciphertext), os.POSIX_FADV_DONTNEED)
     return b"".join(leaves)

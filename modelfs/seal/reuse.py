@@ -3,9 +3,9 @@
 import threading
 from dataclasses import dataclass, field
 
+from modelfs.cache.scratch import Scratch
 from modelfs.crypto.digests import new_hasher
 from modelfs.errors import BlockAuthError, FormatError, KeyAccessError, KeyServiceError, StoreError, VerificationError
-from modelfs.format.geometry import TAG_SIZE
 from modelfs.format.index import FileEntry
 from modelfs.format.limits import MIB
 from modelfs.format.manifest import BlobEntry, Manifest
@@ -77,8 +77,7 @@ def reuse_blob(seal: SealPass, earlier: EarlierBlobs, source: SourceFile) -> Fin
     if entry is None:
         return None
     blob = earlier.blobs[entry.blob]
-    buffer = memoryview(bytearray(seal.block_size + TAG_SIZE))
-    if verify_blob(seal.store, blob, earlier.manifest.geometry(blob), seal.digest, buffer):
+    if verify_blob(seal.store, blob, earlier.manifest.geometry(blob), seal.digest, Scratch()):
         return None  # damaged: it is encrypted anew
     seal.progress(source.size)
     return FinishedBlob(source, blob, entry.blob_key, digest)

@@ -143,11 +143,10 @@ class Modelfs(FuseCandidate):
         run(*seal_command(self.source, destination, self.work / "keys"))
 
     def prepare(self) -> None:
-        """Seal, unless another modelfs candidate has."""
+        """Seal, unless another modelfs candidate has; sealing leaves nothing to be written."""
         if not any(self.store.iterdir()):
             make_keys(self.work / "keys")
             self.seal(self.store)
-        sync(files_below(self.store))
 
     def command(self, writable: bool) -> Sequence[object]:
         """Control stays in the foreground; warden and workers descend from it."""

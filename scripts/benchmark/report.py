@@ -118,11 +118,12 @@ def _growth(curve: Curve, medians: dict[float, float]) -> float | None:
 def as_markdown(report: dict[str, Any]) -> str:
     """Tables for people."""
     host, settings = report["host"], report["settings"]
+    ahead = f", read-ahead of the mount {settings['read_ahead_kb']} KiB" if settings["read_ahead_kb"] else ""
     lines = [
         "# Benchmark of modelfs",
         "",
         f"`{' '.join(report['command'])}`: {host['cores']} cores ({host['processor']}), Linux {host['kernel']},",
-        f"{settings['rounds']} rounds, files of {settings['size_mib']} MiB, read-ahead of the mount {settings['read_ahead_kb']} KiB.",
+        f"{settings['rounds']} rounds, files of {settings['size_mib']} MiB{ahead}.",
         "Ratios are of medians; in brackets the smallest and largest of one round.",
         "",
         *_table(

@@ -1,12 +1,10 @@
 """Staying logged in: renewals to the token's own end, one login there, none before; a revoked token stays revoked.
 
-First against a simulated service, whose clock runs as fast as wanted, then against a real one with lives of seconds.
+Against a simulated service, whose clock runs as fast as wanted; test_real_lives.py has a real one with lives of seconds.
 """
 
 import json
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from modelfs.keys.vault import VaultProvider, connect
 from modelfs.keys.vault_session import LOGIN_AT, MAX_SESSION_SIZE, Session
 from modelfs.keys.vault_settings import AppRole, AuthMethod, TokenFile, VaultSettings
 from modelfs.keys.vault_wire import Reply
-from tests.vault.server import DEK, TIMEOUT, Server, manifest, write_secret
+from tests.vault.server import DEK, TIMEOUT, manifest, write_secret
 
 KEYS = keys_file([recipient("vault", "transit/models", "", b"vault:v1:AAAA")])
 
@@ -357,21 +355,3 @@ def test_session_bytes_round_trip_and_bound() -> None:
     assert "secret" not in repr(session)
     with pytest.raises(KeyServiceError, match="too long"):
         Session("x" * 2000, "a", True, 60, 1.5, None, None, "y" * 100).to_bytes()
-
-
-# The real thing.
-
-
-@pytest.fixture
-def quick(server: Server) -> Iterator[tuple[Callable[[], VaultProvider], int]]:
-    auth = server.approle(server.role(server.policy(), token_ttl="2s", token_max_ttl="5s"))
-    return lambda: server.provider(auth), server.audit_mark()
-
-
-def test_a_real_token_that_ended_by_itself_is_followed_by_a_login(server: Server, quick: tuple[Callable[[], VaultProvider], int]) -> None:
-    make, mark = quick
-    keys = server.wrapped()
-    session = make().prove(keys, manifest(), None, False, TIMEOUT).session
-    time.sleep(2.2)
-    assert make().prove(keys, manifest(), session, True, TIMEOUT).dek == DEK
-    assert server.paths(mark).count("auth/approle/login") == 2

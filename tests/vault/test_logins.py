@@ -1,22 +1,17 @@
 """Every way to log in, against a real server: AppRole, a wrapped secret id, TLS certificate, JWT, Kubernetes, token files, namespaces."""
 
-import json
-import ssl
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import jwt as pyjwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError
 from modelfs.keys.vault_session import Session
 from modelfs.keys.vault_settings import AppRole, AuthMethod, Certificate, Jwt, Kubernetes, TokenFile
+from tests.vault.identities import ClusterApi, cluster_api, public_pem, signed_token
 from tests.vault.server import CONTEXT, DEK, TIMEOUT, Server, dev_vault, manifest, write_secret
 
 
@@ -140,19 +135,9 @@ def signer() -> EllipticCurvePrivateKey:
     return generate_private_key(SECP256R1())
 
 
-def _pem(key: EllipticCurvePrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-
-
-def _token(key: EllipticCurvePrivateKey, **claims: Any) -> str:
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    fields = {"iss": "test", "aud": "modelfs", "sub": "host-a", "exp": int(time.time()) + 600, "iat": int(time.time()), **claims}
-    return pyjwt.encode(fields, private, algorithm="ES256")
-
-
 def test_jwt(server: Server, signer: EllipticCurvePrivateKey) -> None:
     server.root.sys.enable_auth_method("jwt", path="ci")
-    server.root.auth.jwt.configure(jwt_validation_pubkeys=[_pem(signer)], bound_issuer="test", path="ci")
+    server.root.auth.jwt.configure(jwt_validation_pubkeys=[public_pem(signer)], bound_issuer="test", path="ci")
     server.root.auth.jwt.create_role(
         "host",
         user_claim="sub",
@@ -166,57 +151,27 @@ def test_jwt(server: Server, signer: EllipticCurvePrivateKey) -> None:
         path="ci",
     )
     path = server.directory / "jwt"
-    auth = Jwt(role="host", token_file=write_secret(path, _token(signer)), mount="ci")
+    auth = Jwt(role="host", token_file=write_secret(path, signed_token(signer)), mount="ci")
     assert prove_twice(server, auth).end_at is not None
     for claims in ({"sub": "host-b"}, {"aud": "else"}, {"exp": 1}):
-        write_secret(path, _token(signer, **claims))
+        write_secret(path, signed_token(signer, **claims))
         with pytest.raises((KeyServiceError, KeyDeniedError), match="login by jwt") as caught:
             server.provider(auth).prove(server.wrapped(), manifest(), None, False, TIMEOUT)
         assert "host-b" not in str(caught.value)
         assert "else" not in str(caught.value)
 
 
-class _Cluster(BaseHTTPRequestHandler):
-    """The one call of a Kubernetes API server that the service makes: is this token good, and whose is it?"""
-
-    good = ""
-
-    def do_POST(self) -> None:
-        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        user = {"username": "system:serviceaccount:models:modelfs", "uid": "1-2-3", "groups": ["system:serviceaccounts"]}
-        is_good = self.path.endswith("/tokenreviews") and review["spec"]["token"] == self.good
-        good = {"authenticated": True, "user": user, "audiences": ["cluster"]}
-        status: dict[str, Any] = good if is_good else {"authenticated": False, "error": "no"}
-        answer = {**review, "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status}
-        body = json.dumps(answer).encode()
-        self.send_response(201)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def cluster(server: Server) -> Iterator[str]:
-    certificate, key = server.vault.ca.issue("cluster", is_server=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    api = ThreadingHTTPServer(("127.0.0.1", 0), _Cluster)
-    api.socket = context.wrap_socket(api.socket, server_side=True)
-    threading.Thread(target=api.serve_forever, daemon=True).start()
-    yield f"https://127.0.0.1:{api.server_address[1]}"
-    api.shutdown()
-    api.server_close()
+    with cluster_api(server) as address:
+        yield address
 
 
 def test_kubernetes(server: Server, cluster: str, signer: EllipticCurvePrivateKey) -> None:
     account = {"namespace": "models", "serviceaccount": {"name": "modelfs", "uid": "1-2-3"}}
     claims = {"iss": "kubernetes", "aud": ["cluster"], "kubernetes.io": account}
-    token = _token(signer, sub="system:serviceaccount:models:modelfs", **claims)
-    _Cluster.good = token
+    token = signed_token(signer, sub="system:serviceaccount:models:modelfs", **claims)
+    ClusterApi.good = token
     server.root.sys.enable_auth_method("kubernetes")
     server.root.auth.kubernetes.configure(
         kubernetes_host=cluster, kubernetes_ca_cert=server.vault.ca.path.read_text(), token_reviewer_jwt=token
@@ -239,7 +194,7 @@ def test_kubernetes(server: Server, cluster: str, signer: EllipticCurvePrivateKe
     with pytest.raises(KeyServiceError, match="open to group or others"):
         server.provider(auth).prove(server.wrapped(), manifest(), None, False, TIMEOUT)
     path.chmod(0o600)
-    write_secret(path, _token(signer, sub="system:serviceaccount:models:other", **claims))
+    write_secret(path, signed_token(signer, sub="system:serviceaccount:models:other", **claims))
     with pytest.raises(KeyDeniedError, match="denies the login by kubernetes"):
         server.provider(auth).prove(server.wrapped(), manifest(), None, False, TIMEOUT)
 

@@ -10,7 +10,7 @@ import typer
 
 from modelfs.cli.app import app, main
 from modelfs.config.mount_file import MountFile, read_mount_file
-from modelfs.control.leasing import LeasePolicy
+from modelfs.control.lease import LeasePolicy
 from modelfs.crypto.signing import generate_signing_key
 from modelfs.errors import ConfigError
 from modelfs.keys.vault_settings import AppRole, TokenFile, VaultSettings

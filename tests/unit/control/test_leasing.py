@@ -8,8 +8,8 @@ from trio.testing import MockClock
 
 from modelfs.control.fence import Fence, State
 from modelfs.control.keypage import KeyPage
-from modelfs.control.lease import Event, Lease, LeaseState
-from modelfs.control.leasing import Clocks, Effects, LeaseHolder, LeasePolicy
+from modelfs.control.lease import Event, Lease, LeasePolicy, LeaseState
+from modelfs.control.leasing import Clocks, Effects, LeaseHolder
 from modelfs.control.prover import Answer, Verdict
 
 DENIED = Answer(Verdict.DENIED, reason="403")
