@@ -26,7 +26,7 @@ END_SECONDS = 2.0
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
-    app.command(hidden=True)(after_stop)
+    app.command(hidden=True, epilog="Example: modelfs after-stop --config /etc/modelfs/llama.toml")(after_stop)
 
 
 def after_stop(config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The mount's configuration.")]) -> None:
