@@ -30,6 +30,7 @@ class MountFile(StrictModel):
     gid: int | None = None
     mode: str | None = None
     foreground: bool | None = None
+    wait: bool | None = None
     state_dir: str | None = None
     log: str | None = None
     log_level: str | None = None
