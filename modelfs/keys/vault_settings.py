@@ -69,6 +69,15 @@ class Certificate(StrictModel):
     mount: ApiPath = "cert"
 
 
+AUTH_METHODS: dict[str, type[StrictModel]] = {
+    "token": TokenFile,
+    "approle": AppRole,
+    "kubernetes": Kubernetes,
+    "jwt": Jwt,
+    "cert": Certificate,
+}
+"""What `method` may say -> what goes with it."""
+
 AuthMethod = Annotated[TokenFile | AppRole | Kubernetes | Jwt | Certificate, Field(discriminator="method")]
 
 
