@@ -50,6 +50,15 @@ def test_an_audit_log_that_cannot_be_written_refuses_the_mount(sealed: SealedBui
     assert done.stderr.count("\n") == 1
 
 
+def test_an_audit_log_below_the_mountpoint_is_refused(sealed: SealedBuilder, tmp_path: Path) -> None:
+    """The mount would hide it, and whoever looks for it there asks the mount itself."""
+    model = sealed({"model.bin": b"weights"})
+    (tmp_path / "mnt").mkdir()
+    done = modelfs(*mount_command(model, tmp_path / "mnt", tmp_path / "state", "--audit", tmp_path / "mnt" / "audit"))
+    assert (done.returncode, "lies where the model is to be mounted" in done.stderr) == (2, True), done.stderr
+    assert os.listdir(tmp_path / "mnt") == []
+
+
 def test_a_pipe_is_no_audit_log(sealed: SealedBuilder, tmp_path: Path) -> None:
     model = sealed({"model.bin": b"weights"})
     (tmp_path / "mnt").mkdir()
