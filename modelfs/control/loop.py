@@ -206,6 +206,8 @@ class ControlLoop:
                 await trio.sleep(0.005)
         if self._is_granted:
             return self._status()
+        if self.lease.lease.state is LeaseState.REVOKED:
+            return {"error": f"revoked, and taken down: {self.lease.lease.last_error or 'denied'}"}
         return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
 
     @property
