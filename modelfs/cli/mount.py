@@ -252,7 +252,7 @@ _LEASE_GOES_ON = {"locked": "until the key service grants again", "paused": "unt
 
 def _describe(answer: dict[str, Any]) -> Iterator[str]:
     ago, version = answer["last_granted_s_ago"], answer["key_version"]
-    ends = _LEASE_GOES_ON.get(answer["lease"], f"for {answer['lease_left_s']:.0f} s")
+    ends = _LEASE_GOES_ON.get(answer["lease"], f"with {answer['lease_left_s']:.0f} s left")
     yield (
         f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']}, "
         f"mounted {answer['uptime_s']:.0f} s ago, lease {answer['lease']} {ends}"
