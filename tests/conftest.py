@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def fuse_mounts(below: Path) -> set[str]:
     """Mountpoints of FUSE file systems at or below a directory."""
     found = set()
-    lines = os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()
+    lines = [line for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).split("\n") if line]
     assert lines, "/proc/self/mounts is empty"
     for line in lines:
         _source, escaped, kind = line.split(" ")[:3]

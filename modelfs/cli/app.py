@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import modelfs
-from modelfs.cli import doctor, keygen, model, mount, pubkey
+from modelfs.cli import after_stop, doctor, keygen, model, mount, pubkey, service
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
@@ -29,6 +29,8 @@ model.register(app)
 mount.register(app)
 pubkey.register(app)
 doctor.register(app)
+service.register(app)
+after_stop.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -26,10 +26,11 @@ from modelfs.cli.values import (
     parse_octal,
     parse_workers,
 )
+from modelfs.control.notify import Notifier
 from modelfs.control.process import close_others, die_with_parent, outlive_parent
 from modelfs.control.socket import NotAnsweringError, canonical_mountpoint, end_process, request, runtime_dir, socket_path
 from modelfs.crypto.signatures import load_trusted_keys
-from modelfs.errors import ConfigError, ModelfsError, MountError, MountLostError
+from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory, or where a model is mounted.")]
@@ -38,6 +39,8 @@ MAX_REPORT_SIZE = 65536
 ANSWER_SECONDS = 3
 """A control process that is well answers in milliseconds, whatever the store or the key service do."""
 FORCED_SECONDS = 30
+WAIT_SECONDS = 3.0
+"""Between two attempts of `mount --wait`."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +51,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Examples: modelfs status | modelfs status /models/llama --json")(status)
     app.command(epilog="Example: modelfs lock /models/llama")(lock)
     app.command(epilog="Example: modelfs unlock /models/llama")(unlock)
+    app.command(epilog="Example: modelfs renew /models/llama")(renew)
     app.command(epilog="Example: modelfs unmount /models/llama")(unmount)
 
 
@@ -66,6 +70,7 @@ def mount(
     gid: Annotated[int | None, typer.Option("--gid", help="Group of everything shown. [default: who mounts]")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="OCTAL", help="Mode of files, for example 0440. [default: as sealed]")] = "",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C unmounts.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Ask a key service that does not answer again, until it does.")] = False,
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Log file. [default: stderr, or STATE_DIR/MODEL.log as a daemon]")] = None,
     log_level: Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")] = "info",
@@ -126,12 +131,29 @@ def mount(
             note(f"mounted, and not audited: {facts['audit_error']}")
         sys.stdout.flush()
 
+    notifier = Notifier.from_environment(os.environ)
+
+    def run(ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        while True:
+            notifier.starting(f"mounting {name}")
+            try:
+                return run_mount(order, ready, notifier)
+            except KeyServiceError as exc:
+                if not wait:
+                    raise
+                logging.getLogger(__name__).warning("%s; asking again in %g s", exc, WAIT_SECONDS)
+                notifier.starting(f"waiting for the key service: {exc}")
+                time.sleep(WAIT_SECONDS)
+
     if foreground:
         _log_to(log, level, redirect=False)
-        print_proof(run_mount(order, announce), json)
+        proof = run(announce)
+        print_proof(proof, json)
+        if proof["reason"].startswith("revoked"):
+            raise KeyDeniedError(f"{proof['mountpoint']} was unmounted, because access to the key has been {proof['reason']}")
         return
     path = (log or state / f"{name}.log").absolute()
-    _daemonise(lambda ready: run_mount(order, ready), announce, path, level)
+    _daemonise(run, announce, path, level)
 
 
 def _absolute_kek(uri: str) -> str:
@@ -268,7 +290,7 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
         yield f"  not audited: {answer['audit_error']}"
 
 
-def unmount(mountpoint: Mountpoint, json: Json = False) -> None:
+def unmount(mountpoint: Mountpoint, config: Config = None, json: Json = False) -> None:
     """End access at once, open files and mappings included, and print the proof."""
     path = _find_socket(mountpoint)
     try:
@@ -316,6 +338,11 @@ def lock(mountpoint: Mountpoint, json: Json = False) -> None:
 def unlock(mountpoint: Mountpoint, json: Json = False) -> None:
     """End an operator's pause: the key service is asked again, and the mount serves if it grants."""
     _say(request(_find_socket(mountpoint), {"do": "unlock"}, 30), json)
+
+
+def renew(mountpoint: Mountpoint, config: Config = None, json: Json = False) -> None:
+    """Ask the key service now whether the key may still be held, instead of at the next interval."""
+    _say(request(_find_socket(mountpoint), {"do": "renew"}, 30), json)
 
 
 def _say(answer: dict[str, Any], json: bool) -> None:

@@ -33,6 +33,7 @@ class MountFile(StrictModel):
     gid: int | None = None
     mode: str | None = None
     foreground: bool | None = None
+    wait: bool | None = None
     state_dir: PathText | None = None
     log: PathText | None = None
     log_level: str | None = None

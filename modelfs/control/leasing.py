@@ -74,6 +74,10 @@ class LeaseHolder:
         self.policy = policy
         self.lease = new_lease()
         self.key_version: int | None = None
+        self.proofs = 0
+        """How many proofs have ended, with an answer or without."""
+        self._begun = 0
+        self._again = False
         self._prover = prover
         self._fence = fence
         self._key_page = key_page
@@ -107,6 +111,17 @@ class LeaseHolder:
     def unlock(self) -> None:
         """An operator's unlock: asks the key service again."""
         self._apply(Happening(Event.UNLOCK))
+
+    def prove_now(self) -> int:
+        """Ask the key service now, or once more right after a proof that is under way; nothing while an operator's lock lasts.
+
+        Returns:
+            What `proofs` is when that has been answered.
+        """
+        self._again = self._begun > self.proofs
+        if not self._again and self.lease.state is not LeaseState.PAUSED:
+            self._schedule(self._clocks.boot_s())
+        return self._begun + 1
 
     def close(self) -> None:
         """No more proofs: the mount is ending."""
@@ -192,6 +207,16 @@ class LeaseHolder:
                 await wake.wait()
 
     async def _prove(self) -> None:
+        self._begun += 1
+        try:
+            await self._prove_once()
+        finally:
+            self.proofs = self._begun
+        if self._again and self.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE, LeaseState.LOCKED):
+            self._schedule(self._clocks.boot_s())
+        self._again = False
+
+    async def _prove_once(self) -> None:
         self._next_proof_at = None
         answer: Answer | None = None
         with trio.CancelScope() as self._proof_scope:

@@ -17,6 +17,7 @@ from modelfs.audit.log import AuditKind, AuditLog
 from modelfs.control.fence import Fence, State
 from modelfs.control.lease import Event, Lease, LeaseState
 from modelfs.control.leasing import Effects, LeaseHolder
+from modelfs.control.notify import Notifier, Watchdog
 from modelfs.control.socket import Answer, serve
 from modelfs.errors import ConfigError
 
@@ -65,13 +66,22 @@ class MountFacts:
 class ControlLoop:
     """One mount's control process, from ready to gone."""
 
-    def __init__(self, fence: Fence, channel: socket.socket, lease: Callable[[Effects], LeaseHolder], audit: "Audit | None" = None) -> None:
+    def __init__(
+        self,
+        fence: Fence,
+        channel: socket.socket,
+        lease: Callable[[Effects], LeaseHolder],
+        audit: Audit | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         """Take a mount whose first proof was granted.
 
         Args:
             fence: Shared with every process of the mount.
             channel: SOCK_SEQPACKET to the warden.
             lease: Makes the lease's holder, given what it may do here.
+            audit: Where events go; None: nowhere.
+            notifier: The service manager, if there is one.
         """
         self._fence = fence
         self._raw = channel
@@ -92,6 +102,8 @@ class ControlLoop:
         self._audit = audit
         self.audit_error: str | None = None
         """Why the last event could not be recorded."""
+        self._notifier = notifier or Notifier()
+        self._watchdog = Watchdog(self._notifier, lambda: self._send({"do": "answer"}), self._status_line)
         self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
         self._noted_version = self._audited_version = self.lease.key_version
         self.proof: dict[str, Any] | None = None
@@ -106,7 +118,9 @@ class ControlLoop:
             nursery.start_soon(self._receive_from_warden)
             self._nursery = nursery
             nursery.start_soon(self.lease.run)
+            nursery.start_soon(self._watch_warden)
             ready()
+            self._notifier.ready(self._status_line())
             await self._ended.wait()
             with trio.move_on_after(1):  # let waiting clients have their answer
                 while self._clients:
@@ -137,19 +151,30 @@ class ControlLoop:
                 self._ended.set()
                 return
             message = json.loads(data)
+            self._watchdog.answered()
+            if "busy_s" in message:
+                self._watchdog.busy(message["busy_s"])
             if "workers" in message:
                 self._workers, self._deaths = message["workers"], message["deaths"]
+                self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
                 self._dark, self._lights_before_dark = message["dark"], message["lights"]
+                self._watchdog.busy(0)
             if "lit" in message:
                 self._lit = message["lit"]
             if "ending" in message:
                 self._ending.set()
+                self._notifier.stopping(f"unmounting: {message['ending']}")
             if "proof" in message:
                 self.proof = message["proof"]
                 if self._reason:
                     self.proof["reason"] = self._reason
+
+    async def _watch_warden(self) -> None:
+        await self._watchdog.run()
+        logger.error("the warden does not answer")
+        await self._end("the warden does not answer")
 
     async def _end(self, reason: str) -> None:
         """Fence at once, then have the warden take the mount down."""
@@ -157,6 +182,7 @@ class ControlLoop:
             self._reason = reason
             self._fence.close(State.REVOKED)
             self.lease.close()
+            self._notifier.stopping(f"unmounting: {reason}")
             try:
                 await self._channel.send(json.dumps({"do": "unmount", "reason": reason}).encode())
             except OSError:
@@ -178,12 +204,14 @@ class ControlLoop:
                     return await self._lock()
                 case "unlock":
                     return await self._unlock()
+                case "renew":
+                    return await self._renew()
                 case "unmount":
                     await self._end("unmount")
                     with trio.move_on_after(PROOF_SECONDS):
                         await self._ended.wait()
                     return {"proof": self.proof} if self.proof else {"error": "the warden died while unmounting: see the log"}
-            return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status, lock, unlock or unmount"}
+            return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status, lock, unlock, renew or unmount"}
         finally:
             # Counted down only after the answer is on its way: `serve` sends it without another await in between.
             self._clients -= 1
@@ -214,6 +242,17 @@ class ControlLoop:
     def _is_granted(self) -> bool:
         return self.lease.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE)
 
+    async def _renew(self) -> Answer:
+        if self.lease.lease.state is LeaseState.PAUSED:
+            return {"error": "an operator has locked the mount: `modelfs unlock` asks the key service and ends the pause"}
+        wanted = self.lease.prove_now()
+        with trio.move_on_after(UNLOCK_SECONDS):
+            while self.lease.proofs < wanted:
+                await trio.sleep(0.02)
+        if self.lease.lease.state is not LeaseState.GRANTED:
+            return {"error": f"{self.lease.lease.state}: {self.lease.lease.last_error or 'the key service has not answered'}"}
+        return self._status()
+
     def _send(self, message: Answer) -> None:
         """Tell the warden; a packet this small never blocks."""
         try:
@@ -236,6 +275,7 @@ class ControlLoop:
         left = lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME)
         error = f": {lease.last_error}" if lease.last_error else ""
         logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
+        self._say_status()
         kind = _AUDITED.get(event)
         was_dark, self._was_dark = self._was_dark, lease.state in (LeaseState.LOCKED, LeaseState.PAUSED)
         version, before = self.lease.key_version, self._noted_version
@@ -265,6 +305,18 @@ class ControlLoop:
             self.audit_error = str(exc)
             if self._audit.is_required and kind not in (AuditKind.LOCKED, AuditKind.REVOKED, AuditKind.UNMOUNT):
                 self.lease.lock(f"nothing is served unaudited: {exc}")
+
+    def _say_status(self) -> None:
+        if self._nursery is not None:  # before that, nothing is served
+            self._notifier.status(self._status_line())
+
+    def _status_line(self) -> str:
+        lease, facts = self.lease.lease, self._facts
+        error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
+        alarm = f"; {self.audit_error}" if self.audit_error else ""
+        return (
+            f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
+        )
 
     def _status(self) -> Answer:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)

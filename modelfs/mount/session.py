@@ -80,21 +80,26 @@ class Session:
         return False
 
     def detach(self) -> bool:
-        """Take the mount off wherever it is on top; whether this mount namespace has it nowhere any more.
+        """Take the mount off wherever it is on top; whether this mount namespace has it nowhere any more."""
+        return detach_device(self.device)
 
-        Where another mount lies over it, it stays: what is on top there is not ours to take away.
-        """
-        for path in reversed(mountpoints_of(self.device)):
-            top = top_mount(path)
-            if top is None or top.device != self.device:
-                continue
-            if os.geteuid() == 0:
-                libc.umount2(path, _MNT_DETACH | _UMOUNT_NOFOLLOW)
-            else:
-                command = ["fusermount3", "-u", "-z", "-q", "--", os.fsdecode(path)]
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                    subprocess.run(command, timeout=5, check=False, stderr=subprocess.DEVNULL)
-        return not mountpoints_of(self.device)
+
+def detach_device(device: str) -> bool:
+    """Take a mount off wherever it is on top; whether this mount namespace has it nowhere any more.
+
+    Where another mount lies over it, it stays: what is on top there is not ours to take away.
+    """
+    for path in reversed(mountpoints_of(device)):
+        top = top_mount(path)
+        if top is None or top.device != device:
+            continue
+        if os.geteuid() == 0:
+            libc.umount2(path, _MNT_DETACH | _UMOUNT_NOFOLLOW)
+        else:
+            command = ["fusermount3", "-u", "-z", "-q", "--", os.fsdecode(path)]
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(command, timeout=5, check=False, stderr=subprocess.DEVNULL)
+    return not mountpoints_of(device)
 
 
 @dataclass(frozen=True)

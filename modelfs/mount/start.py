@@ -23,6 +23,7 @@ from modelfs.control.keypage import KeyPage
 from modelfs.control.lease import LeasePolicy
 from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.loop import Audit, ControlLoop, MountFacts
+from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
 from modelfs.control.prover import Prover
@@ -70,12 +71,13 @@ class MountRequest:
     vault: VaultSettings | None
 
 
-def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
     """Mount, serve, and return when the mount is gone.
 
     Args:
         request: See `MountRequest`.
         ready: Called once, with `status`-like facts, when the mount answers reads.
+        notifier: The service manager.
 
     Returns:
         The proof of the unmount.
@@ -87,10 +89,10 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None]) ->
     harden()
     mountpoint = canonical_mountpoint(request.mountpoint)
     with mountpoint_lock(mountpoint):
-        return _mount(request, mountpoint, ready)
+        return _mount(request, mountpoint, ready, notifier)
 
 
-def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
     sealed = Path(os.path.realpath(request.sealed))
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
@@ -128,7 +130,7 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
             holder.start(first)
             return holder
 
-        return _serve(share, request, server, lease, audit, lambda: state.record(release), ready)
+        return _serve(share, request, server, lease, audit, lambda: state.record(release), ready, notifier)
     finally:
         socket_path(mountpoint).unlink(missing_ok=True)
         server.close()
@@ -149,10 +151,11 @@ def _serve(
     audit: Audit | None,
     record: Callable[[], None],
     ready: Callable[[dict[str, Any]], None],
+    notifier: Notifier,
 ) -> dict[str, Any]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     manifest = share.pinned.manifest
-    loop = ControlLoop(share.fence, ours, lease, audit)  # opens the fence: the first proof is a grant
+    loop = ControlLoop(share.fence, ours, lease, audit, notifier)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
     load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short

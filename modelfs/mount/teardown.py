@@ -25,6 +25,8 @@ EVICT_SECONDS = 10.0
 CHECK_SECONDS = 5.0
 SECONDS_PER_INODE = 0.0005
 """On top of both, for models of very many files."""
+REAP_SECONDS = 1.0
+"""For each worker that was killed."""
 RESEND_SECONDS = 0.02
 """A worker that is being killed may still take a request: resend until the eviction is through."""
 
@@ -86,6 +88,11 @@ class _Watch:
         self._steps_ms[step] = round((time.monotonic() - self._start) * 1000, 3)
 
 
+def darken_seconds(share: MountShare, workers: int) -> float:
+    """How long `darken` takes at most, on a machine that is slow but not stuck."""
+    return 5.0 + EVICT_SECONDS + CHECK_SECONDS + 2 * SECONDS_PER_INODE * len(share.rows) + REAP_SECONDS * workers
+
+
 def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple[Darkness, list[Worker]]:
     """Fence, end every process that holds a key, and take the plaintext out of the page cache. The mount stays.
 
@@ -127,7 +134,7 @@ def forget_workers(share: MountShare, killed: list[Worker]) -> list[int]:
     A killed worker runs until the signal reaches it, and may take a request that has just been resent. So resend once more when it is
     dead: what its queue holds when that is closed ends with ECONNABORTED.
     """
-    left = [worker.pid for worker in killed if wait_child(worker.pid, 1.0) is None]
+    left = [worker.pid for worker in killed if wait_child(worker.pid, REAP_SECONDS) is None]
     if killed:
         share.session.resend()
     for worker in killed:

@@ -15,7 +15,7 @@ from typing import Any
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, mountpoints_of
-from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, forget_workers, tear_down
+from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, darken_seconds, forget_workers, tear_down
 from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
@@ -92,6 +92,8 @@ class Warden:
                     case "note":
                         self.key_version = message["key_version"]
                         continue
+                    case "answer":
+                        self._tell({"alive": True})
             if mountinfo in ready and not mountpoints_of(session.device):
                 return "the mount was detached"
             epoch = fence.epoch
@@ -106,8 +108,10 @@ class Warden:
         """Control fences first and says why right after."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        message = self._receive() if poll.poll(REASON_MS) else None
-        return str(message.get("reason", "revoked")) if message else "revoked"
+        while poll.poll(REASON_MS) and (message := self._receive()):
+            if message.get("do") == "unmount":
+                return str(message.get("reason", "revoked"))
+        return "revoked"
 
     def _poll_timeout_ms(self) -> int | None:
         waits = [RESPAWN_SECONDS] if len(self._workers) < self._wanted_now else []
@@ -122,6 +126,7 @@ class Warden:
 
     def _darken(self, epoch: int) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
+        self._tell({"busy_s": darken_seconds(self._share, len(self._workers))})
         # Where control has locked, the next key may be in the key page already: then neither that nor a new epoch is ours to end.
         # Only where the lease ran out, and control, stopped or dead, has not said so, is it for us to do.
         fence = self._share.fence

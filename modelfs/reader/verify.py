@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 
 from modelfs.cache.scratch import Scratch
@@ -16,6 +17,11 @@ from modelfs.trust.release import read_keys
 
 READ_SIZE = 1 << 20
 """Ciphertext that is read at once."""
+PART_SIZE = 16 << 20
+"""Plaintext bytes of a blob that one thread checks at a time."""
+_local = threading.local()
+"""Memory for ciphertext, one for each thread that checks."""
+
 Progress = Callable[[int], None]
 """Called with bytes done since the last call, from any thread."""
 
@@ -47,17 +53,16 @@ def verify_store(store: Store, manifest: Manifest, progress: Progress = lambda _
         StoreError: The store as a whole cannot be read.
     """
     faults = _verify_keys(store, manifest)
-    local = threading.local()
-
-    def verify(blob: BlobEntry) -> list[Fault]:
-        if not hasattr(local, "scratch"):
-            local.scratch = Scratch()
-        return verify_blob(store, blob, manifest.geometry(blob), manifest.digest, local.scratch, progress)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {pool.submit(verify, blob): position for position, blob in enumerate(manifest.blobs)}
-        found = {futures[future]: future.result() for future in as_completed(futures)}
-    return faults + [fault for position in sorted(found) for fault in found[position]]
+    begun: deque[Callable[[], list[Fault]]] = deque()
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        for blob in manifest.blobs:
+            begun.append(_begin(store, blob, manifest.geometry(blob), manifest.digest, pool, progress))
+            if len(begun) > 4 * cores:  # each holds a descriptor
+                faults += begun.popleft()()
+        while begun:
+            faults += begun.popleft()()
+    return faults
 
 
 def _verify_keys(store: Store, manifest: Manifest) -> list[Fault]:
@@ -72,44 +77,68 @@ def _verify_keys(store: Store, manifest: Manifest) -> list[Fault]:
 
 
 def verify_blob(
-    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, scratch: Scratch, progress: Progress = lambda _: None
+    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, pool: ThreadPoolExecutor, progress: Progress = lambda _: None
 ) -> list[Fault]:
     """Check one blob and its digests file; the blob's own blocks decide, so damage is told apart from damaged digests.
 
     Args:
-        scratch: Overwritten.
-        progress: Told of ciphertext bytes.
+        pool: Reads and hashes parts of the blob; not the one that calls this.
+        progress: Told of ciphertext bytes, from any thread.
     """
+    return _begin(store, blob, shape, digest, pool, progress)()
+
+
+def _begin(
+    store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, pool: ThreadPoolExecutor, progress: Progress
+) -> Callable[[], list[Fault]]:
+    """Have the pool check a blob; what waits for it and tells the faults must be called."""
     name = f"blobs/{blob.id}"
     found_size = store.file_size(name)
     if found_size != shape.ciphertext_size:
         found = "missing" if found_size is None else f"{found_size} bytes"
-        return [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", found)]
+        return lambda: [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", found)]
     try:
         fd = store.open_file(name)
-        with open(fd, "rb", buffering=0):
-            leaves = b"".join(_leaves(fd, shape, digest, scratch, progress))
     except StoreError as exc:
-        return [Fault(blob.id, None, "blob", "readable", str(exc))]
-    if len(leaves) != DIGEST_SIZE * shape.block_count:
-        return [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", "truncated while it was read")]
-    return list(_compare(store, blob, shape, digest, leaves))
+        unreadable = [Fault(blob.id, None, "blob", "readable", str(exc))]
+        return lambda: unreadable
+    step = max(1, PART_SIZE // shape.block_size)
+    parts = [range(first, min(first + step, shape.block_count)) for first in range(0, shape.block_count, step)]
+    futures = [pool.submit(_leaves, fd, shape, part, digest, progress) for part in parts]
+
+    def finish() -> list[Fault]:
+        try:
+            leaves = b"".join(future.result() for future in futures)
+        except StoreError as exc:
+            return [Fault(blob.id, None, "blob", "readable", str(exc))]
+        finally:
+            wait(futures)
+            os.close(fd)
+        if len(leaves) != DIGEST_SIZE * shape.block_count:
+            return [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", "truncated while it was read")]
+        return list(_compare(store, blob, shape, digest, leaves))
+
+    return finish
 
 
-def _leaves(fd: int, shape: Geometry, digest: DigestName, scratch: Scratch, progress: Progress) -> Iterator[bytes]:
-    """Digests of the blocks in order, as far as the file goes. A digest writes into the byte before its block, which is done with."""
+def _leaves(fd: int, shape: Geometry, blocks: range, digest: DigestName, progress: Progress) -> bytes:
+    """Digests of consecutive blocks, joined, as far as the file goes. A digest overwrites the byte before its block, which is done with."""
+    if not hasattr(_local, "scratch"):
+        _local.scratch = Scratch()
+    leaves: list[bytes] = []
     together = max(1, READ_SIZE // (shape.block_size + TAG_SIZE))
-    for first in range(0, shape.block_count, together):
-        last = min(first + together, shape.block_count) - 1
+    for first in blocks[::together]:
+        last = min(first + together, blocks.stop) - 1
         start = shape.block_offset(first)
-        framed = scratch.framed(start, shape.block_offset(last) + shape.block_length(last) + TAG_SIZE - start)
+        framed = _local.scratch.framed(start, shape.block_offset(last) + shape.block_length(last) + TAG_SIZE - start)
         found = pread_up_to(fd, framed[1:], start)
         for index in range(first, last + 1):
             at, length = shape.block_offset(index) - start, shape.block_length(index) + TAG_SIZE
             if at + length > found:
-                return
-            yield leaf_hash_in_place(digest, framed[at : at + 1 + length])
+                return b"".join(leaves)
+            leaves.append(leaf_hash_in_place(digest, framed[at : at + 1 + length]))
         progress(found)
+    return b"".join(leaves)
 
 
 def _compare(store: Store, blob: BlobEntry, shape: Geometry, digest: DigestName, leaves: bytes) -> Iterator[Fault]:

@@ -3,7 +3,6 @@
 import threading
 from dataclasses import dataclass, field
 
-from modelfs.cache.scratch import Scratch
 from modelfs.crypto.digests import new_hasher
 from modelfs.errors import BlockAuthError, FormatError, KeyAccessError, KeyServiceError, StoreError, VerificationError
 from modelfs.format.index import FileEntry
@@ -77,7 +76,7 @@ def reuse_blob(seal: SealPass, earlier: EarlierBlobs, source: SourceFile) -> Fin
     if entry is None:
         return None
     blob = earlier.blobs[entry.blob]
-    if verify_blob(seal.store, blob, earlier.manifest.geometry(blob), seal.digest, Scratch()):
+    if verify_blob(seal.store, blob, earlier.manifest.geometry(blob), seal.digest, seal.pool):
         return None  # damaged: it is encrypted anew
     seal.progress(source.size)
     return FinishedBlob(source, blob, entry.blob_key, digest)

@@ -45,7 +45,9 @@ def _draw_bars(report: dict[str, Any], path: Path) -> None:
             if value is not None:
                 axes.vlines(turned(value), place - 0.45, place + 0.45, colors="black", linestyles="solid" if mark == "|" else "dotted")
     axes.set_yticks(range(len(lines)), [f"{row['title']}  /  {bar['reference'] or 'bar'}" for row, bar in reversed(lines)], fontsize=8)
-    axes.set_xlabel("modelfs relative to the reference; more is better; solid line: bar, dotted: aim, thin line: range of rounds")
+    axes.margins(y=0.01)
+    axes.set_xlabel("modelfs / reference, turned so that more is better")
+    figure.suptitle("solid line: bar; dotted: aim; thin line: range of the rounds", fontsize=9)
     figure.savefig(path)
     pyplot.close(figure)
 

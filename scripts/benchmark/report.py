@@ -125,16 +125,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"`{' '.join(report['command'])}`: {host['cores']} cores ({host['processor']}), Linux {host['kernel']},",
         f"{settings['rounds']} rounds, files of {settings['size_mib']} MiB{ahead}.",
         "Ratios are of medians; in brackets the smallest and largest of one round.",
-        "",
-        *_table(
-            ["row", "candidate", "median", "against", "ratio", "bar", "holds", "aim", "reached"],
-            (_bar_cells(row, bar) for row in report["rows"].values() for bar in row["bars"]),
-        ),
     ]
-    names = list(dict.fromkeys(name for row in report["rows"].values() for name in row["candidates"]))
-    lines += ["", "## All candidates", "", "Median, and the middle half of the samples relative to it.", ""]
-    everything = ([row["title"], row["unit"], *(_cell(row, name) for name in names)] for row in report["rows"].values())
-    lines += _table(["row", "unit", *names], everything)
+    if report["rows"]:
+        lines += ["", *_row_tables(report["rows"])]
     for curve in report["curves"].values():
         lines += ["", f"## {curve['title']}", "", *_curve_table(curve)]
     if report["missing"]:
@@ -142,6 +135,17 @@ def as_markdown(report: dict[str, Any]) -> str:
     if report["notes"]:
         lines += ["", "## Notes", "", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def _row_tables(rows: dict[str, Any]) -> list[str]:
+    """The bars, then every candidate's median."""
+    head = ["row", "candidate", "median", "against", "ratio", "bar", "holds", "aim", "reached"]
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["candidates"]))
+    return [
+        *_table(head, (_bar_cells(row, bar) for row in rows.values() for bar in row["bars"])),
+        *("", "## All candidates", "", "Median, and the middle half of the samples relative to it.", ""),
+        *_table(["row", "unit", *names], ([row["title"], row["unit"], *(_cell(row, name) for name in names)] for row in rows.values())),
+    ]
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:

@@ -63,7 +63,7 @@ class Scale:
     def file_size(self) -> None:
         """First reads of files from 1 MiB to 8 GiB: of large ones four windows, from their beginning to their end."""
         sizes = [1, 16, 64] if self.quick else [1, 16, 256, 1024, 8192]
-        room = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 3  # the ciphertext has to stay cached
+        room = available_memory() // 2  # the ciphertext has to stay cached
         sizes = [size for size in sizes if size * MIB <= room]
         source = self.work / "sizes"
         source.mkdir()
@@ -192,6 +192,12 @@ def _imported(candidate: Modelfs) -> str:
         return "which key providers a mount imports could not be told"
     found = sorted(name for name in PROVIDERS if any(module == name or module.startswith(f"{name}.") for module in modules))
     return f"Imported by a mount with a file KEK: {len(modules)} modules; of other key providers: {', '.join(found) or 'none'}."
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def read_windows(path: Path) -> float:

@@ -30,7 +30,7 @@ from modelfs.reader.verify import Fault, verify_store
 from modelfs.store.local import Store
 from modelfs.trust.host_state import HostState
 from modelfs.trust.release import read_release
-from tests.helpers import BLOCK, MODEL, NOW, KeySet, Sealed, read_all, seal, store_files, unverified_manifest, write_tree
+from tests.helpers import BLOCK, MODEL, NOW, FileOutcome, KeySet, Sealed, read_all, seal, store_files, unverified_manifest, write_tree
 
 STEP = BLOCK + TAG_SIZE
 
@@ -166,6 +166,18 @@ def expected(role: str, longer: bool, empty: bool) -> Expectation:
     return Expectation("fault", (BlockAuthError,), file)
 
 
+def spilled_only_plaintext(result: FileOutcome, plain: bytes) -> bool:
+    """Whether the buffer of the failed read holds, block by block, the file's own bytes or zeros."""
+    start, at = len(result.data), 0
+    while at < len(result.spilled):
+        length = BLOCK - (start + at) % BLOCK
+        piece, good = result.spilled[at : at + length], plain[start + at :][:length][: len(result.spilled) - at]
+        if piece.rstrip(b"\0") != b"" and piece[: len(good)] != good:
+            return False
+        at += length
+    return True
+
+
 def check(model: Sealed, role: str, name: str, want: Expectation) -> None:
     """Assert what verify and reading say of an altered copy, and that no wrong byte comes out whatever they say."""
     verdict = faults_or_error(model)
@@ -178,7 +190,7 @@ def check(model: Sealed, role: str, name: str, want: Expectation) -> None:
         assert want.verify in ("fault", "maybe", None), f"verify did not raise {want.verify}"
         assert found == ({this} if want.verify == "fault" else (found & {this} if want.verify == "maybe" else set()))
 
-    for step in (BLOCK, 1000):
+    for step in (BLOCK, 1000, 16 * BLOCK):  # one block, parts of blocks, and many by one read of the store
         outcome = read_all(model.path, model.keys, step=step)
         for path, result in outcome.files.items():
             plain = model.plain[path]
@@ -187,6 +199,8 @@ def check(model: Sealed, role: str, name: str, want: Expectation) -> None:
                 assert result.data == plain, f"{path} ended early"
             elif step == BLOCK:
                 assert result.spilled == bytes(len(result.spilled)), f"bytes of a bad block of {path} were left in the buffer"
+            else:
+                assert spilled_only_plaintext(result, plain), f"bytes of a bad block of {path} were left in the buffer"
         failed = {path for path, result in outcome.files.items() if result.error}
         if not want.read:
             assert outcome.errors == []

@@ -116,6 +116,26 @@ def test_a_plain_sequential_read_gets_all_up_to_the_bad_block(model: Sealed, mou
     assert got == PLAIN[: BAD * BLOCK]
 
 
+def test_a_bad_block_that_only_the_kernel_reads_ahead_is_nobodys_error(sealed: SealedBuilder, mount: Callable[..., Mounted]) -> None:
+    """Read-ahead asks for a MiB at a time: what it finds must not be told to a reader who never comes to the bad block."""
+    plain, bad = random.Random(12).randbytes(8 << 20), 37
+    model = sealed({"model.bin": plain}, block_size=BLOCK)
+    flip(model.blob_path("model.bin"), bad * STEP + 9)
+    mounted = mount(model)
+    with open(mounted.path / "model.bin", "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        got = b"".join(file.read(BLOCK) for _ in range(bad))
+        assert got == plain[: bad * BLOCK]
+        with pytest.raises(OSError) as caught:
+            file.read(BLOCK)
+        assert caught.value.errno == errno.EIO
+        file.seek((bad + 1) * BLOCK)
+        rest = b""
+        while part := file.read(1 << 20):
+            rest += part
+    assert rest == plain[(bad + 1) * BLOCK :]
+
+
 def test_ciphertext_that_changes_while_mounted(model: Sealed, mount: Callable[..., Mounted]) -> None:
     mounted = mount(model)
     assert read_blocks(mounted.path / "other.bin")[0] == OTHER[:BLOCK]

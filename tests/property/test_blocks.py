@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelfs.cache.scratch import Scratch
 from modelfs.errors import BlockAuthError
 from modelfs.format.geometry import DIGEST_SIZE, TAG_SIZE, Geometry, geometry
 from modelfs.format.limits import MAX_FILE_SIZE
@@ -20,6 +19,7 @@ from modelfs.reader.verify import verify_blob
 from modelfs.seal.encrypt import SealPass
 from modelfs.store.local import Store
 
+POOL = ThreadPoolExecutor(2)
 block_sizes = st.sampled_from([4096 << shift for shift in range(11)])
 
 
@@ -151,7 +151,7 @@ def test_any_flipped_bit_is_found_and_gives_no_plaintext(writer: Writer, shape: 
             reader.read_into(index * block_size, memoryview(out))
             assert out == blob.plaintext[index * block_size :][: len(out)]
     reader.close()
-    (fault,) = verify_blob(writer.store, blob.entry, blob.shape, digest, Scratch())
+    (fault,) = verify_blob(writer.store, blob.entry, blob.shape, digest, POOL)
     assert (fault.blob, fault.block) == (blob.entry.id, bad)
 
 

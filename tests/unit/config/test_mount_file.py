@@ -154,7 +154,7 @@ def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monke
         "sealed": "/s", "mountpoint": "/m", "model": "llama", "kek": "file:/k", "trust": [f"{tmp_path}/key.pub", f"{tmp_path}/key2.pub"],
         "threshold": 2, "minimum_release": 7, "workers": 3, "allow_other": True, "uid": 11, "gid": 12, "mode": "410", "foreground": True,
         "state_dir": "/st", "log": str(tmp_path / "log"), "log_level": "error", "audit": "/a", "audit_required": True, "renew_every": 5,
-        "ttl": 50, "proof_timeout": 2,
+        "ttl": 50, "proof_timeout": 2, "wait": True,
     }  # fmt: skip
     assert set(said) == set(MountFile.model_fields) - {"vault"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
@@ -162,7 +162,7 @@ def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     config = write(tmp_path / "all.toml", "\n".join([*lines, "[vault]", *vault, "[vault.auth]", 'method = "token"', 'path = "/t"']))
     asked: list[MountRequest] = []
     monkeypatch.setattr(
-        "modelfs.mount.start.run_mount", lambda order, _announce: asked.append(order) or (_ for _ in ()).throw(SystemExit(0))
+        "modelfs.mount.start.run_mount", lambda order, _announce, _notifier: asked.append(order) or (_ for _ in ()).throw(SystemExit(0))
     )
     for more in ([], ["--minimum-release", "9", "--vault-address", "https://b", "--vault-auth", "token:/u"]):
         monkeypatch.setattr(sys, "argv", ["modelfs", "mount", "--config", str(config), *more])

@@ -206,3 +206,36 @@ async def test_an_unlock_is_recorded_before_it_is_lit_and_not_lit_if_it_cannot_b
     assert world.told == ["locked", "granted", "darken", "paused"]
     assert world.fence.state is State.LOCKED
     assert world.key_page.read() == bytes(32)
+
+
+async def test_asked_to_prove_now(autojump_clock: MockClock) -> None:
+    """At once; while a proof is under way, once more after it: what that one says may be older than the question."""
+    world = World(autojump_clock)
+    world.answers = lambda now: SILENT if len(world.proofs) == 1 else None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        await trio.sleep(1)
+        start = world.boot_s()
+        assert world.holder.prove_now() == 1
+        await trio.sleep(0.5)
+        assert world.proofs == [start]
+        assert world.holder.prove_now() == 2, "the first is still waiting for its answer"
+        await trio.sleep(1)
+        assert (world.holder.proofs, len(world.proofs)) == (2, 2)
+        assert world.state is LeaseState.GRANTED
+        await trio.sleep(25)
+        assert len(world.proofs) == 2, "and no more than that"
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobody_is_asked_while_an_operator_has_locked(autojump_clock: MockClock) -> None:
+    world = World(autojump_clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        await trio.sleep(1)
+        world.holder.lock()
+        world.holder.prove_now()
+        await trio.sleep(600)
+        assert world.proofs == []
+        assert world.state is LeaseState.PAUSED
+        nursery.cancel_scope.cancel()

@@ -9,7 +9,6 @@ from threading import Event
 
 import pytest
 
-from modelfs.cache.scratch import Scratch
 from modelfs.crypto.kdf import index_key
 from modelfs.errors import BlobNotFoundError, BlockAuthError, FormatError, VerificationError
 from modelfs.format import canonical
@@ -26,6 +25,7 @@ from tests.conftest import SealedBuilder
 from tests.helpers import BLOCK
 
 KEY, ID = b"k" * 32, "ab" * 16
+POOL = ThreadPoolExecutor(2)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def test_blob_with_more_than_one_page_of_leaves(tmp_path: Path, digest: str) -> 
             assert read(reader, offset, length) == plaintext[offset : offset + length]
         reader.close()
         verify_whole((tmp_path / "blobs" / ID).read_bytes(), entry, shape, digest)
-        assert verify_blob(store, entry, shape, digest, Scratch()) == []
+        assert verify_blob(store, entry, shape, digest, POOL) == []
 
 
 @pytest.mark.parametrize("page", [0, 1])
@@ -70,7 +70,7 @@ def test_damage_of_one_page_of_leaves_leaves_the_other_readable(tmp_path: Path, 
         assert read(reader, offsets[1 - page], 1) == b"\0"
         reader.close()
         # The blob itself is whole, and verify says so.
-        (fault,) = verify_blob(store, entry, shape, "blake3", Scratch())
+        (fault,) = verify_blob(store, entry, shape, "blake3", POOL)
         assert (fault.what, fault.found) == ("digests file", "altered")
 
 
@@ -86,7 +86,7 @@ def test_damage_of_block_and_leaves_cannot_be_told_apart_within_a_page_only(tmp_
             file.write(b"\xff")
             file.seek(shape.block_offset(LEAVES_PER_PAGE + 1))
             file.write(b"\xff")
-        first, second = verify_blob(store, entry, shape, "blake3", Scratch())
+        first, second = verify_blob(store, entry, shape, "blake3", POOL)
         assert first.block is None
         assert "blocks 0 to 4095" in first.what
         assert second.block == LEAVES_PER_PAGE + 1
