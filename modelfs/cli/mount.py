@@ -33,7 +33,7 @@ from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-# parser=Path: typer's own way with a path is to stat it, and a locked mount may let whoever does that wait.
+# parser=Path: typer's own way with a path is to stat it, which asks the mount; its store may hang.
 Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", parser=Path, help="An empty directory, or where a model is mounted.")]
 
 MAX_REPORT_SIZE = 65536
