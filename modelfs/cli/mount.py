@@ -245,7 +245,8 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
 
 
 def status(
-    mountpoint: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]", parser=Path, help="One mount only.")] = None, json: Json = False
+    mountpoint: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]", parser=Path, help="One mount only.")] = None,
+    json: Json = False,
 ) -> None:
     """Show this user's mounts, or one: model, release, state, process ids."""
     if mountpoint is not None:
