@@ -39,9 +39,9 @@ class MountFile(StrictModel):
     log_level: str | None = None
     audit: PathText | None = None
     audit_required: bool | None = None
-    renew_every: float | None = Field(default=None, strict=False)
-    ttl: float | None = Field(default=None, strict=False)
-    proof_timeout: float | None = Field(default=None, strict=False)
+    renew_every: float | None = None
+    ttl: float | None = None
+    proof_timeout: float | None = None
     vault: VaultSettings | None = None
     """Where the Vault is and how to log in: a table, with the table `auth`."""
 

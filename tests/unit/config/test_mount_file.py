@@ -182,3 +182,13 @@ def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     settings["address"] = "https://b"
     vault_now = VaultSettings(auth=TokenFile(path=Path("/u")), **settings)
     assert second == replace(first, minimum_release=9, vault=vault_now, trusted=second.trusted), "the command line wins, key by key"
+
+
+def test_a_time_is_a_number_and_no_truth_value(tmp_path: Path) -> None:
+    path = tmp_path / "mount.toml"
+    path.write_text("ttl = 60\nrenew_every = 1.5\n")
+    path.chmod(0o600)
+    assert (read_mount_file(path).ttl, read_mount_file(path).renew_every) == (60.0, 1.5)
+    path.write_text("ttl = true\n")
+    with pytest.raises(ConfigError, match="ttl"):
+        read_mount_file(path)
