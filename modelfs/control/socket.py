@@ -24,6 +24,8 @@ from modelfs.errors import MountError
 MAX_REQUEST_SIZE = 4096
 MAX_ANSWER_SIZE = 1 << 20
 REQUEST_SECONDS = 5
+MAX_CLIENTS = 128
+"""At once; more wait until one has its answer or its time is up. Each costs a descriptor, of which control must not run out."""
 
 Answer = dict[str, Any]
 Handler = Callable[[Answer], Awaitable[Answer]]
@@ -145,10 +147,14 @@ async def serve(server: socket.socket, handler: Handler) -> None:
         async with stream:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 answer = await _answer(stream, handler)
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
+                with trio.move_on_after(REQUEST_SECONDS):  # whoever does not read it
+                    await stream.send_all(json.dumps(answer).encode() + b"\n")
+        places.release()
 
+    places = trio.Semaphore(MAX_CLIENTS)
     async with trio.open_nursery() as nursery:
         while True:
+            await places.acquire()
             nursery.start_soon(converse, await listener.accept())
 
 
