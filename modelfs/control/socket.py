@@ -121,7 +121,7 @@ def listen(mountpoint: str) -> socket.socket:
             server.bind(str(path))
         finally:
             os.umask(old)
-        server.listen(16)
+        server.listen(MAX_CLIENTS)
         return server
     except OSError as exc:
         raise MountError(f"cannot make the control socket {path}: {os.strerror(exc.errno or 0)}") from exc
@@ -213,6 +213,8 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
         raise MountError("this mount belongs to another user: ask them, or root") from None
     except TimeoutError:
         raise NotAnsweringError(pid) from None
+    except BlockingIOError:
+        raise MountError("too many clients speak to this mount at once: try again in a few seconds") from None
     except (OSError, ValueError):
         raise MountError("the mount is just ending: `modelfs status` shows whether it is gone") from None
     if wait_for_end:

@@ -22,7 +22,8 @@ modelfs() { setpriv --reuid=65534 --regid=65534 --clear-groups "$PYTHON" -m mode
 modelfs "$@"
 setpriv --reuid=65534 --regid=65534 --clear-groups cmp source/model.bin mnt/model.bin
 modelfs status
-for pid in $(modelfs status | sed -n "s/.*workers \([0-9 ]*\) (.*/\1/p"); do grep -E "^(Cap(Eff|Prm)|NoNewPrivs|Seccomp):" /proc/$pid/status; done
+workers=$(modelfs status | sed -n "s/.*workers \([0-9 ]*\) (.*/\1/p")
+for pid in $workers; do grep -E "^(Cap(Eff|Prm)|NoNewPrivs|Seccomp):" /proc/$pid/status; done
 modelfs unmount mnt
 ! grep "$PWD/mnt" /proc/self/mounts
 """

@@ -1,4 +1,4 @@
-"""What a confined process can still do: each kind is made in a fork, and tries. The filter's tables are compared with the kernel's headers."""
+"""What a confined process can still do: each kind is forked and tries. The filter's tables are compared with the kernel's headers."""
 
 import ctypes
 import errno

@@ -107,6 +107,15 @@ def test_many_idle_clients_take_neither_all_descriptors_nor_all_places(served: P
         assert control.request(served, {"do": "x"}, 10) == {"echo": {"do": "x"}}
 
 
+def test_more_clients_than_can_wait_are_told(runtime: Path) -> None:
+    with control.listen("/some/mountpoint"), contextlib.ExitStack() as stack:
+        path = control.socket_path("/some/mountpoint")
+        for _ in range(control.MAX_CLIENTS + 1):  # the kernel takes one more
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        with pytest.raises(MountError, match="too many clients"):
+            control.request(path, {"do": "status"}, 1)
+
+
 def test_a_client_that_does_not_read_its_answer_is_left(served: Path) -> None:
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
