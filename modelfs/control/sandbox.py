@@ -198,7 +198,7 @@ _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT = 0, 4
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_APPEND | (os.O_TMPFILE & ~os.O_DIRECTORY)
-_CLONE_THREAD = 0x10000
+_CLONE_THREAD, _FIONBIO = 0x10000, 0x5421
 
 
 class _Program(ctypes.Structure):
@@ -210,7 +210,7 @@ def _has_seccomp() -> bool:
 
 
 def _filter_calls(allowed: dict[str, tuple[int, int]]) -> None:
-    """Let these calls through, threads, and opening for reading; EPERM for all else."""
+    """Let these calls through, and what `call_filter` says of three others; EPERM for all else."""
     machine = syscalls.this_machine()
     if machine is None or not _has_seccomp():
         return
@@ -224,7 +224,8 @@ def call_filter(allowed: dict[str, tuple[int, int]], machine: syscalls.Machine) 
     """The filter's instructions (code, jump if true, jump if false, value), for `machine`.
 
     Args:
-        allowed: From the tables of syscalls.py. Without `openat` and `clone` in it, those open for reading and make threads only.
+        allowed: From the tables of syscalls.py. Without `openat`, `clone` and `ioctl` in it, those open for reading,
+            make threads, and set a descriptor (not) blocking only.
         machine: A call through any other ABI ends the process.
     """
     refuse = _ERRNO | errno.EPERM
@@ -232,11 +233,12 @@ def call_filter(allowed: dict[str, tuple[int, int]], machine: syscalls.Machine) 
     for name in allowed:
         if (number := syscalls.number(name, machine)) >= 0:
             found += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    for name, argument, bits, if_set, if_clear in (
-        ("openat", 2, _WRITES, refuse, _ALLOW),
-        ("clone", 0, _CLONE_THREAD, _ALLOW, refuse),
+    for name, argument, test, operand, if_true, if_false in (
+        ("openat", 2, _ANY_BIT, _WRITES, refuse, _ALLOW),
+        ("clone", 0, _ANY_BIT, _CLONE_THREAD, _ALLOW, refuse),
+        ("ioctl", 1, _EQUAL, _FIONBIO, _ALLOW, refuse),  # os.set_blocking
     ):
-        value = [(_LOAD, 0, 0, 16 + 8 * argument), (_ANY_BIT, 0, 1, bits), (_RETURN, 0, 0, if_set), (_RETURN, 0, 0, if_clear)]
-        found += [(_EQUAL, 0, len(value), syscalls.number(name, machine)), *value]
+        rule = [(_LOAD, 0, 0, 16 + 8 * argument), (test, 0, 1, operand), (_RETURN, 0, 0, if_true), (_RETURN, 0, 0, if_false)]
+        found += [(_EQUAL, 0, len(rule), syscalls.number(name, machine)), *rule]
     found += [(_EQUAL, 0, 1, syscalls.number("clone3", machine)), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     return [*found, (_RETURN, 0, 0, refuse)]

@@ -93,6 +93,7 @@ FORBIDDEN: dict[str, Callable[[Path, int], object]] = {
     "become dumpable": lambda base, fd: checked(libc.prctl(4, 1, 0, 0, 0)),
     "io_uring": lambda base, fd: checked(libc.syscall(425, 1, bytes(120))),
     "mount": lambda base, fd: checked(libc.umount2(b"/nowhere", 0)),
+    "ioctl": lambda base, fd: checked(libc.ioctl(fd, 0x5401, bytes(64))),
     "another ABI (x32)": lambda base, fd: checked(libc.syscall(0x40000000 + 39)),
 }
 
@@ -117,6 +118,7 @@ def test_a_worker_reads_its_store_and_starts_threads(store: tuple[Path, int]) ->
     _, fd = store
     assert in_child(lambda: sandbox.confine_worker(fd), lambda: open_and_close("blob", dir_fd=fd)) == 0
     assert in_child(lambda: sandbox.confine_worker(fd), start_thread) == 0
+    assert in_child(lambda: sandbox.confine_worker(fd), lambda: os.set_blocking(fd, False)) == 0
     if sandbox._landlock_version():
         assert in_child(lambda: sandbox.confine_worker(None), lambda: open_and_close("blob", dir_fd=fd)) == REFUSED
 
@@ -240,7 +242,7 @@ def test_numbers_are_those_of_the_kernel_s_headers(name: str) -> None:
 def run_filter(instructions: list[tuple[int, int, int, int]], arch: int, number: int, argument: int = 0) -> int:
     """What a filter says of a call: BPF, as the kernel runs it."""
     at, loaded = 0, 0
-    memory = {0: number, 4: arch, 16: argument, 32: argument}
+    memory = {0: number, 4: arch, 16: argument, 24: argument, 32: argument}
     while True:
         code, if_true, if_false, value = instructions[at]
         at += 1
@@ -260,13 +262,15 @@ def test_the_filter_of_each_processor(name: str) -> None:
     machine = syscalls.MACHINES[name]
     program = sandbox.call_filter(syscalls.WORKER, machine)
     allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    number = {call: syscalls.number(call, machine) for call in ("read", "openat", "clone", "clone3", "kill", "umount2")}
+    number = {call: syscalls.number(call, machine) for call in ("read", "openat", "clone", "clone3", "ioctl", "kill", "umount2")}
     assert run_filter(program, machine.audit_arch, number["read"]) == allow
     assert run_filter(program, machine.audit_arch, number["openat"], os.O_RDONLY | os.O_CLOEXEC) == allow
     for flag in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_APPEND):
         assert run_filter(program, machine.audit_arch, number["openat"], flag) == refuse
     assert run_filter(program, machine.audit_arch, number["clone"], 0x3D0F00) == allow
     assert run_filter(program, machine.audit_arch, number["clone"], 17) == refuse
+    assert run_filter(program, machine.audit_arch, number["ioctl"], 0x5421) == allow
+    assert run_filter(program, machine.audit_arch, number["ioctl"], 0x8004E500) == refuse
     assert run_filter(program, machine.audit_arch, number["clone3"]) == 0x00050000 | errno.ENOSYS
     for call in ("kill", "umount2"):
         assert run_filter(program, machine.audit_arch, number[call]) == refuse
