@@ -48,16 +48,32 @@ class AuditLog:
         """
         self.path = path
         self._subject = subject
+        self.fd = self._open()
+
+    def _open(self) -> int:
         try:
             # Not blocking: a pipe that nobody reads would hold up the mount for ever.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            self.fd = os.open(path, flags, 0o600)
+            fd = os.open(self.path, flags, 0o600)
         except OSError as exc:
             raise ConfigError(
-                f"cannot write the audit log {path}: {os.strerror(exc.errno or 0)}; mend it or name another with --audit"
+                f"cannot write the audit log {self.path}: {os.strerror(exc.errno or 0)}; mend it or name another with --audit"
             ) from exc
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise ConfigError(f"the audit log {path} is no regular file: name another with --audit")
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ConfigError(f"the audit log {self.path} is no regular file: name another with --audit")
+        return fd
+
+    def _follow(self) -> None:
+        """Open the path anew if our file is not there any more, rotated or removed: a line in a file that nobody finds is lost."""
+        try:
+            is_ours = os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            fd = self._open()
+            os.dup2(fd, self.fd, inheritable=False)
+            os.close(fd)
 
     def write(self, kind: AuditKind, key_version: int | None, reason: str, proof: dict[str, Any] | None = None) -> None:
         """Append one event, durably.
@@ -75,6 +91,7 @@ class AuditLog:
         if proof is not None:
             event["proof"] = proof
         line = json.dumps(event).encode() + b"\n"
+        self._follow()
         try:
             written = os.write(self.fd, line)
             if written != len(line):

@@ -268,11 +268,16 @@ def status(
         typer.echo("no modelfs mount of this user")
 
 
+_LEASE_GOES_ON = {"locked": "until the key service grants again", "paused": "until `modelfs unlock`", "revoked": "for good"}
+"""What ends a lease's state, where it is not the time that it has left."""
+
+
 def _describe(answer: dict[str, Any]) -> Iterator[str]:
     ago, version = answer["last_granted_s_ago"], answer["key_version"]
+    ends = _LEASE_GOES_ON.get(answer["lease"], f"with {answer['lease_left_s']:.0f} s left")
     yield (
-        f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']} for {answer['uptime_s']:.0f} s, "
-        f"lease {answer['lease']} for {answer['lease_left_s']:.0f} s"
+        f"{answer['mountpoint']}: {answer['model']} release {answer['release']}, {answer['state']}, "
+        f"mounted {answer['uptime_s']:.0f} s ago, lease {answer['lease']} {ends}"
         + ("" if ago is None else f", last renewed {ago:.0f} s ago")
         + f", KEK {answer['kek']}"
         + ("" if version is None else f" version {version}")

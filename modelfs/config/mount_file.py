@@ -2,26 +2,29 @@
 
 import difflib
 import os
+import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from modelfs.errors import ConfigError
 from modelfs.format.canonical import StrictModel, first_problem
 from modelfs.format.limits import MIB
-from modelfs.keys.vault_settings import VaultSettings
+from modelfs.keys.vault_settings import AUTH_METHODS, VaultSettings
+
+PathText = Annotated[str, Field(min_length=1)]
 
 
 class MountFile(StrictModel):
     """What a file may say; None: not said. Names are the options', with `_` for `-`."""
 
-    sealed: str | None = None
-    mountpoint: str | None = None
+    sealed: PathText | None = None
+    mountpoint: PathText | None = None
     model: str | None = None
     kek: str | None = None
-    trust: list[str] | None = None
+    trust: list[PathText] | None = None
     threshold: int | None = None
     minimum_release: int | None = None
     workers: int | str | None = None
@@ -31,10 +34,10 @@ class MountFile(StrictModel):
     mode: str | None = None
     foreground: bool | None = None
     wait: bool | None = None
-    state_dir: str | None = None
-    log: str | None = None
+    state_dir: PathText | None = None
+    log: PathText | None = None
     log_level: str | None = None
-    audit: str | None = None
+    audit: PathText | None = None
     audit_required: bool | None = None
     renew_every: float | None = Field(default=None, strict=False)
     ttl: float | None = Field(default=None, strict=False)
@@ -50,38 +53,74 @@ def read_mount_file(path: Path) -> MountFile:
         ConfigError: Missing, writable by others, no TOML, an unknown key (with a suggestion), a value of the wrong kind.
     """
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o022:
+        # Not blocking: a pipe that nobody writes would hold up the command for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ConfigError(f"the configuration {path} is not a regular file")
+            if info.st_mode & 0o022:
                 raise ConfigError(f"the configuration {path} can be written by group or others: chmod go-w it")
-            data = file.read(MIB)
+            data = file.read(MIB + 1)
+        if len(data) > MIB:
+            raise ConfigError(f"the configuration {path} is longer than {MIB} bytes: it is another kind of file")
         fields = tomllib.loads(data.decode())
     except OSError as exc:
         raise ConfigError(f"cannot read the configuration {path}: {exc.strerror}") from exc
+    except RecursionError:
+        raise ConfigError(f"the configuration {path} is nested too deeply: it is another kind of file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"the configuration {path} is no TOML: {exc}") from None
-    for key in fields:
-        if key not in MountFile.model_fields:
-            near = difflib.get_close_matches(key, MountFile.model_fields, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(MountFile.model_fields)}"
-            raise ConfigError(f"the configuration {path} has an unknown key {key!r}{hint}")
+    vault = _table(fields, "vault")
+    auth = _table(vault, "auth")
+    method = auth.get("method")
+    for table, where, model in (
+        (fields, "", MountFile),
+        (vault, "vault.", VaultSettings),
+        (auth, "vault.auth.", AUTH_METHODS.get(method) if isinstance(method, str) else None),
+    ):
+        if model is not None:
+            _check_keys(path, table, where, list(model.model_fields))
     try:
         return MountFile.model_validate(_resolve(fields, path.absolute().parent))
     except ValidationError as exc:
         raise ConfigError(f"the configuration {path} is wrong: {first_problem(exc)}") from None
 
 
-_PATHS = ("sealed", "mountpoint", "state_dir", "log", "audit")
+def _table(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table inside a table, as far as it is one."""
+    found = fields.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _check_keys(path: Path, fields: dict[str, Any], where: str, known: list[str]) -> None:
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f": did you mean {where + near[0]!r}?" if near else f": known are {', '.join(known)}"
+            raise ConfigError(f"the configuration {path} has an unknown key {where + key!r}{hint}")
+
+
+_PATHS = ("sealed", "mountpoint", "state_dir", "log", "audit", "trust")
 
 
 def _resolve(fields: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make relative paths absolute, so that a service's working directory does not matter."""
-    resolved = dict(fields)
-    for key in _PATHS:
-        if isinstance(fields.get(key), str):
-            resolved[key] = str(base / fields[key])
-    if isinstance(fields.get("trust"), list):
-        resolved["trust"] = [str(base / each) if isinstance(each, str) else each for each in fields["trust"]]
+    """Make relative paths absolute, so that a service's working directory does not matter. What is no path stays, to be refused."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(each) for each in value]
+        return str(base / value) if isinstance(value, str) and value else value
+
+    resolved = {key: absolute(value) if key in _PATHS else value for key, value in fields.items()}
     kek = fields.get("kek")
-    if isinstance(kek, str) and kek.startswith("file:"):
+    if isinstance(kek, str) and kek.startswith("file:") and kek != "file:":
         resolved["kek"] = f"file:{base / kek.removeprefix('file:')}"
+    if isinstance(fields.get("vault"), dict):
+        vault = _table(fields, "vault")
+        resolved["vault"] = {key: absolute(value) if key == "ca_file" else value for key, value in vault.items()}
+        if isinstance(vault.get("auth"), dict):
+            auth = _table(vault, "auth")
+            resolved["vault"]["auth"] = {
+                key: absolute(value) if key == "path" or key.endswith("_file") else value for key, value in auth.items()
+            }
     return resolved

@@ -23,6 +23,7 @@ from modelfs.errors import ConfigError
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
+LOCK_SECONDS = 20.0
 UNLOCK_SECONDS = 10.0
 """A warden that does not begin the unmount by then is ended, and control does it itself."""
 
@@ -96,7 +97,9 @@ class ControlLoop:
         self._clients = 0
         self._nursery: trio.Nursery | None = None
         self._was_dark = False
-        self._dark: dict[str, Any] | None = None
+        self._dark: dict[str, Any] = {}
+        self._lights, self._lit, self._lights_before_dark = 0, 0, -1
+        """How often the warden was told to light the mount, how often it has, and how often it had when it last darkened."""
         self._facts: MountFacts
         self._audit = audit
         self.audit_error: str | None = None
@@ -158,8 +161,10 @@ class ControlLoop:
                 self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
-                self._dark = message["dark"]
+                self._dark, self._lights_before_dark = message["dark"], message["lights"]
                 self._watchdog.busy(0)
+            if "lit" in message:
+                self._lit = message["lit"]
             if "ending" in message:
                 self._ending.set()
                 self._notifier.stopping(f"unmounting: {message['ending']}")
@@ -198,8 +203,7 @@ class ControlLoop:
                 case "status":
                     return self._status()
                 case "lock":
-                    self.lease.lock()
-                    return self._status()
+                    return await self._lock()
                 case "unlock":
                     return await self._unlock()
                 case "renew":
@@ -214,14 +218,31 @@ class ControlLoop:
             # Counted down only after the answer is on its way: `serve` sends it without another await in between.
             self._clients -= 1
 
+    async def _lock(self) -> Answer:
+        """The fence falls at once; the answer waits for the page cache, whose plaintext mappings would go on reading."""
+        self.lease.lock()
+        with trio.move_on_after(LOCK_SECONDS):
+            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights:
+                await trio.sleep(0.005)
+        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and not self._dark.get("resident_bytes")
+        if self.lease.lease.state is LeaseState.PAUSED and not is_dark:
+            return {"error": "locked, and reads fail, but plaintext may be left in the page cache: see the log, or `modelfs unmount`"}
+        return self._status()
+
     async def _unlock(self) -> Answer:
         self.lease.unlock()
         with trio.move_on_after(UNLOCK_SECONDS):
-            while self.lease.lease.state is LeaseState.LOCKED:
-                await trio.sleep(0.02)
-        if self.lease.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE):
+            while self.lease.lease.state is LeaseState.LOCKED or (self._is_granted and self._lit != self._lights):
+                await trio.sleep(0.005)
+        if self._is_granted:
             return self._status()
+        if self.lease.lease.state is LeaseState.REVOKED:
+            return {"error": f"revoked, and taken down: {self.lease.lease.last_error or 'denied'}"}
         return {"error": f"still locked: {self.lease.lease.last_error or 'the key service has not answered'}"}
+
+    @property
+    def _is_granted(self) -> bool:
+        return self.lease.lease.state in (LeaseState.GRANTED, LeaseState.UNREACHABLE)
 
     async def _renew(self) -> Answer:
         if self.lease.lease.state is LeaseState.PAUSED:
@@ -245,6 +266,7 @@ class ControlLoop:
         self._send({"do": "darken"})
 
     def _light(self) -> None:
+        self._lights += 1
         self._send({"do": "light"})
 
     def _revoke(self, reason: str) -> None:

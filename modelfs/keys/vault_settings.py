@@ -69,14 +69,23 @@ class Certificate(StrictModel):
     mount: ApiPath = "cert"
 
 
+AUTH_METHODS: dict[str, type[StrictModel]] = {
+    "token": TokenFile,
+    "approle": AppRole,
+    "kubernetes": Kubernetes,
+    "jwt": Jwt,
+    "cert": Certificate,
+}
+"""What `method` may say -> what goes with it."""
+
 AuthMethod = Annotated[TokenFile | AppRole | Kubernetes | Jwt | Certificate, Field(discriminator="method")]
 
 
 class VaultSettings(StrictModel):
     """Which service, and how to log in there.
 
-    The only environment variable that counts is VAULT_ADDR, where `address` is None. VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT and
-    proxies are not looked at.
+    The only environment variables that count are VAULT_ADDR, where `address` is None, and OpenSSL's own SSL_CERT_FILE and SSL_CERT_DIR,
+    where `ca_file` is. VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT and proxies are not looked at.
     """
 
     auth: AuthMethod

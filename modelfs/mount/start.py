@@ -106,6 +106,8 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         store_fd = store.share()
     audit = None
     if request.audit is not None:
+        if Path(os.path.realpath(request.audit.parent)).is_relative_to(mountpoint):
+            raise ConfigError(f"the audit log {request.audit} lies where the model is to be mounted: name another with --audit")
         manifest = release.manifest
         subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)

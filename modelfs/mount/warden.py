@@ -47,6 +47,8 @@ class Warden:
         self._workers: list[Worker] = []
         self._keyed = True
         """Whether `_workers` have keys, or answer errors because the mount is locked."""
+        self._lights = 0
+        """How often the mount was lit again; control must tell a darkening before from one after."""
         self._deaths = 0
         self._credit = float(RESPAWN_BURST)
         self._credited_at = time.monotonic()
@@ -132,18 +134,19 @@ class Warden:
         dark, keyless = darken(self._share, self._workers, State.LOCKED if ran_out else None)
         self._workers, self._keyed = keyless, False
         logger.warning("dark: %s", json.dumps(dark.as_json()))
-        self._tell({"dark": dark.as_json()})
+        self._tell({"dark": dark.as_json(), "lights": self._lights})
         self._tell_workers()
 
     def _light(self) -> None:
         """A new epoch is open and its key in the key page: keyed workers take over, unanswered requests go to them."""
         keyless, self._workers, self._keyed = self._workers, [], True
+        self._lights += 1
         self._credit = float(RESPAWN_BURST)
         self._fill()
         for worker in keyless:
             kill_child(worker.pid)
         forget_workers(self._share, keyless)
-        self._tell({"lit": True})
+        self._tell({"lit": self._lights})
         self._tell_workers()
 
     def _replace(self, dead: list[Worker]) -> bool:

@@ -50,6 +50,15 @@ def test_an_audit_log_that_cannot_be_written_refuses_the_mount(sealed: SealedBui
     assert done.stderr.count("\n") == 1
 
 
+def test_an_audit_log_below_the_mountpoint_is_refused(sealed: SealedBuilder, tmp_path: Path) -> None:
+    """The mount would hide it, and whoever looks for it there asks the mount itself."""
+    model = sealed({"model.bin": b"weights"})
+    (tmp_path / "mnt").mkdir()
+    done = modelfs(*mount_command(model, tmp_path / "mnt", tmp_path / "state", "--audit", tmp_path / "mnt" / "audit"))
+    assert (done.returncode, "lies where the model is to be mounted" in done.stderr) == (2, True), done.stderr
+    assert os.listdir(tmp_path / "mnt") == []
+
+
 def test_a_pipe_is_no_audit_log(sealed: SealedBuilder, tmp_path: Path) -> None:
     model = sealed({"model.bin": b"weights"})
     (tmp_path / "mnt").mkdir()
@@ -90,6 +99,30 @@ def test_a_lock_after_an_outage_is_recorded_too(sealed: SealedBuilder, mount: Ca
     assert locked == ["the lease ran out", "an operator locked the mount"]
     assert modelfs("unlock", mounted.path).returncode == 0
     assert events(audit)[-1]["event"] == "unlock"
+
+
+def test_a_rotated_audit_log_goes_on_under_its_name(sealed: SealedBuilder, mount: Callable[..., Mounted], tmp_path: Path) -> None:
+    model = sealed({"model.bin": b"weights"})
+    (tmp_path / "log").mkdir()
+    audit = tmp_path / "log" / "audit.jsonl"
+    mounted = mount(model, "--audit", audit, "--audit-required")
+    old = audit.rename(tmp_path / "old.jsonl")
+    assert modelfs("lock", mounted.path).returncode == 0
+    assert [event["event"] for event in events(old)] == ["mount"]
+    assert [event["event"] for event in events(audit)] == ["locked"]
+    assert audit.stat().st_mode & 0o777 == 0o600
+    audit.unlink()
+    (tmp_path / "log").rmdir()
+    done = modelfs("unlock", mounted.path)
+    assert (done.returncode, "nothing is served unaudited: cannot write the audit log" in done.stderr) == (7, True), done
+    (tmp_path / "log").mkdir()
+    assert modelfs("unlock", mounted.path).returncode == 0
+    assert [event["event"] for event in events(audit)] == ["unlock"]
+    audit.unlink()
+    warden = mounted.status()["warden"]
+    os.kill(mounted.status()["control"], signal.SIGKILL)
+    wait_until(lambda: not is_running(warden), 20, "the warden's end")
+    assert [event["event"] for event in events(audit)] == ["revoked"], "the warden looks, too"
 
 
 def test_the_warden_records_the_end_of_a_mount_whose_control_process_was_killed(

@@ -1,13 +1,16 @@
 """After a lock no process that is left holds a key: their whole memory is searched, as root."""
 
 import base64
+import mmap
 import os
 import random
 import re
 from collections.abc import Callable
 
+from modelfs.control.socket import request, socket_path
 from tests.conftest import SealedBuilder
 from tests.mount.conftest import Mounted, modelfs, wait_until
+from tests.mount.reader import cached_pages
 
 
 def memory(pid: int) -> bytes:
@@ -54,3 +57,18 @@ def test_no_key_is_left_in_memory_after_a_lock(sealed: SealedBuilder, mount: Cal
         for name, key in keys.items():
             for form in forms(key):
                 assert form not in held, f"{name} is in the memory of process {pid}"
+
+
+def test_a_lock_answers_when_the_cache_is_empty_and_an_unlock_when_reads_work(sealed: SealedBuilder, mount: Callable[..., Mounted]) -> None:
+    """And not when they are about to: whoever has asked relies on it."""
+    mounted = mount(sealed({"model.bin": bytes(16 << 20)}))
+    with open(mounted.path / "model.bin", "rb") as file:
+        for _ in range(5):
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                mapped.read()
+                assert cached_pages(file.fileno()) * mmap.PAGESIZE == 16 << 20
+                answer = request(socket_path(str(mounted.path)), {"do": "lock"}, 30)
+                assert (answer["lease"], cached_pages(file.fileno())) == ("paused", 0)
+            request(socket_path(str(mounted.path)), {"do": "unlock"}, 30)
+            file.seek(0)
+            assert file.read() == bytes(16 << 20)

@@ -89,10 +89,21 @@ def test_an_operators_lock_stays_until_unlocked(mounted: Mounted, program: Calla
     assert modelfs("lock", mounted.path).returncode == 0
     time.sleep(RENEW_S * 2)
     assert mounted.status()["lease"] == "paused"
+    assert "locked, mounted " in (said := modelfs("status", mounted.path).stdout)
+    assert "lease paused until `modelfs unlock`, last renewed " in said
     after = reader.finish()
     assert (after["read"], after["resident"], after["touch"]) == ("EKEYEXPIRED", 0, "SIGBUS")
     assert modelfs("unlock", mounted.path).returncode == 0
     assert (mounted.path / "model.bin").read_bytes() == PLAIN
+
+
+def test_an_unlock_after_a_revocation_says_what_it_is(leased: Leased, mounted: Mounted) -> None:
+    from tests.mount.conftest import modelfs
+
+    assert modelfs("lock", mounted.path).returncode == 0
+    DENIALS["accessor revoked"].act(leased)
+    done = modelfs("unlock", mounted.path)
+    assert (done.returncode, done.stderr.startswith("modelfs: revoked, and taken down: the key service ")) == (7, True), done.stderr
 
 
 def test_readers_of_a_locked_mount_see_the_lock_and_nothing_else(mounted: Mounted) -> None:

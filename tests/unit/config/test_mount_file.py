@@ -1,6 +1,7 @@
 """The configuration file: every option has its key, an unknown one is an error with a suggestion, secrets are only paths."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from modelfs.config.mount_file import MountFile, read_mount_file
 from modelfs.control.lease import LeasePolicy
 from modelfs.crypto.signing import generate_signing_key
 from modelfs.errors import ConfigError
+from modelfs.format.limits import MIB
 from modelfs.keys.vault_settings import AppRole, TokenFile, VaultSettings
 from modelfs.mount.start import MountRequest
 from modelfs.mount.view import Appearance
@@ -62,6 +64,16 @@ def test_a_good_file(tmp_path: Path) -> None:
         ('model = "a"\nmodel = "b"', "is no TOML"),
         ('[vault.auth]\nmethod = "approle"\nrole_id_file = "a"\nsecret_id_file = "b"\nsecret_id = "s3cret"', "vault"),
         ('[vault]\naddress = "https://x"', "vault.auth"),
+        ('[vault]\nadress = "https://x"', "did you mean 'vault.address'"),
+        ('[vault.auth]\nmethod = "approle"\nrole_id = "s3cret"', "did you mean 'vault.auth.role_id_file'"),
+        ('[vault.auth]\nmethod = "token"\ntoken = "s3cret"', "known are method, path"),
+        ('vault = "s3cret"', "vault: "),
+        ('[vault]\nauth = "s3cret"', "vault.auth: "),
+        ("[vault.auth]\nmethod = []", "vault.auth: "),
+        ('[vault.auth]\nmethod = "token"\npath = ""', "not the path of a file"),
+        ('audit = ""', "audit: "),
+        ("a = " + 5000 * "[" + 5000 * "]", "nested too deeply"),
+        ("#" * (MIB + 1), "is longer than"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -77,6 +89,22 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(ConfigError, match="chmod"):
         read_mount_file(path)
+
+
+def test_paths_of_the_login_count_from_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = '[vault]\nca_file = "ca.pem"\n[vault.auth]\nmethod = "approle"\nrole_id_file = "role-id"\nsecret_id_file = "/etc/secret-id"'
+    found = read_mount_file(write(tmp_path / "llama.toml", text)).vault
+    assert found is not None
+    assert found.ca_file == tmp_path / "ca.pem"
+    assert found.auth == AppRole(role_id_file=tmp_path / "role-id", secret_id_file=Path("/etc/secret-id"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "llama.toml")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_mount_file(tmp_path / "llama.toml")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
