@@ -80,7 +80,14 @@ def test_the_socket_is_its_owner_s_alone(served: Path) -> None:
     assert os.stat(served.parent).st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.fixture
+def root() -> None:
+    """Being somebody else takes root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.mark.usefixtures("root")
 def test_another_user_is_refused_even_where_the_modes_let_him_in(served: Path) -> None:
     served.parent.chmod(0o755)
     served.chmod(0o666)
