@@ -33,7 +33,8 @@ from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, ModelfsError, MountError, MountLostError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty directory, or where a model is mounted.")]
+# parser=Path: typer's own way with a path is to stat it, which asks the mount; its store may hang.
+Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", parser=Path, help="An empty directory, or where a model is mounted.")]
 
 MAX_REPORT_SIZE = 65536
 ANSWER_SECONDS = 3
@@ -244,7 +245,8 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
 
 
 def status(
-    mountpoint: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]", help="One mount only.")] = None, json: Json = False
+    mountpoint: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]", parser=Path, help="One mount only.")] = None,
+    json: Json = False,
 ) -> None:
     """Show this user's mounts, or one: model, release, state, process ids."""
     if mountpoint is not None:

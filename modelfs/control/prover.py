@@ -196,7 +196,8 @@ class Prover:
 
     def _grant(self, keys: KeysFile, opened_before: bool, timeout_s: float) -> Grant:
         session = self._key_page.read_session()
-        grant = self._open_provider().prove(keys, self._pinned.manifest, session, opened_before, timeout_s)
+        keep = self._key_page.write_session
+        grant = self._open_provider().prove(keys, self._pinned.manifest, session, opened_before, timeout_s, keep)
         self._key_page.write_session(grant.session or b"")
         return grant
 

@@ -1,6 +1,7 @@
 """What every key provider promises, and how a DEK is found among the recipients of a release."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -65,7 +66,15 @@ class KeyProvider(abc.ABC):
         except Exception as exc:
             raise KeyServiceError(f"{self.describe()}: unwrapping failed ({type(exc).__name__})") from None
 
-    def prove(self, keys: KeysFile, release: Manifest, session: bytes | None, opened_before: bool, timeout_s: float) -> Grant:
+    def prove(
+        self,
+        keys: KeysFile,
+        release: Manifest,
+        session: bytes | None,
+        opened_before: bool,
+        timeout_s: float,
+        keep: Callable[[bytes], None] = lambda _: None,
+    ) -> Grant:
         """Prove that this host may still have the DEK: go on with the login, or log in, and unwrap anew.
 
         Args:
@@ -74,6 +83,7 @@ class KeyProvider(abc.ABC):
             session: From the last grant; None at first.
             opened_before: Whether this mount has opened these recipients before: then a refused entry is a denial.
             timeout_s: For everything together.
+            keep: Given the session as soon as it is known: it is the one to go on with even if this proof fails or is killed.
 
         Raises:
             KeyDeniedError: The service itself said no.
@@ -81,7 +91,7 @@ class KeyProvider(abc.ABC):
             KeyAccessError: An entry was refused that never opened before: something to mend, not to wait for.
         """
         try:
-            return self._prove(keys, release, session, opened_before, timeout_s)
+            return self._prove(keys, release, session, opened_before, timeout_s, keep)
         except KeyAccessError:
             raise
         except Exception as exc:
@@ -101,7 +111,15 @@ class KeyProvider(abc.ABC):
     @abc.abstractmethod
     def _unwrap_key(self, recipient: Recipient, context: bytes) -> bytes | None: ...
 
-    def _prove(self, keys: KeysFile, release: Manifest, session: bytes | None, opened_before: bool, timeout_s: float) -> Grant:
+    def _prove(
+        self,
+        keys: KeysFile,
+        release: Manifest,
+        session: bytes | None,
+        opened_before: bool,
+        timeout_s: float,
+        keep: Callable[[bytes], None],
+    ) -> Grant:
         """For providers without logins; `timeout_s` is for those that wait."""
         dek, _entry = open_entry(self, keys, release, opened_before)
         return Grant(dek, None, None, None)

@@ -96,10 +96,22 @@ class VaultProvider(KeyProvider):
         except ValueError:
             return b""  # wrong bytes; not None, which would say that the entry is somebody else's
 
-    def _prove(self, keys: KeysFile, release: Manifest, session: bytes | None, opened_before: bool, timeout_s: float) -> Grant:
+    def _prove(
+        self,
+        keys: KeysFile,
+        release: Manifest,
+        session: bytes | None,
+        opened_before: bool,
+        timeout_s: float,
+        keep: Callable[[bytes], None],
+    ) -> Grant:
         connection = self.connection
         connection.session = Session.from_bytes(session) if session is not None else None
         with connection.operation(timeout_s, is_proof=True):
+            if connection.session is not None:
+                # Were a renewal forgotten because unwrapping fails, a token would count as over before its end, and a revoked one then
+                # as ended by itself.
+                keep(connection.session.to_bytes())
             dek, entry = open_entry(self, keys, release, opened_before)
         if connection.session is None:
             raise RuntimeError("an operation leaves a session")

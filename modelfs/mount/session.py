@@ -23,8 +23,10 @@ from modelfs.mount.operations import InitOperations
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
 FUSE_NOTIFY_RESEND = 7
-READ_AHEAD_KB = 2048
-"""Two of the largest requests under way for one stream: a worker each. More makes several streams get in each other's way."""
+REQUEST_KB = 1024
+"""The largest read request of the kernel."""
+MIN_READ_AHEAD_KB, MAX_READ_AHEAD_KB = 2 * REQUEST_KB, 16 * REQUEST_KB
+"""A request for each worker is under way for one stream. With more, several streams get in each other's way."""
 
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
@@ -108,6 +110,7 @@ class MountOptions:
 
     model: str
     allow_other: bool
+    workers: int
 
 
 def open_session(mountpoint: str, options: MountOptions) -> Session:
@@ -130,7 +133,7 @@ def open_session(mountpoint: str, options: MountOptions) -> Session:
     try:
         session = Session(mountpoint, _device(mountpoint), _session_fd())
         trio.run(operations.run_until_init)
-        _set_read_ahead(session.device)
+        _set_read_ahead(session.device, options.workers)
     except BaseException:
         pyfuse3.close(unmount=True)
         raise
@@ -187,10 +190,11 @@ def _session_fd() -> int:
     raise MountError("libfuse holds no /dev/fuse descriptor: this version of libfuse is not supported")
 
 
-def _set_read_ahead(device: str) -> None:
-    """Larger requests; needs root, and works without."""
+def _set_read_ahead(device: str, workers: int) -> None:
+    """Larger requests, and enough of them for every worker; needs root, and works without."""
+    size_kb = min(MAX_READ_AHEAD_KB, max(MIN_READ_AHEAD_KB, workers * REQUEST_KB))
     with contextlib.suppress(OSError):
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KB))
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(size_kb))
 
 
 def evict_inodes(count: int) -> None:

@@ -122,7 +122,7 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         raise
     server = listen(mountpoint)
     try:
-        session = open_session(mountpoint, MountOptions(request.model, request.allow_other))
+        session = open_session(mountpoint, MountOptions(request.model, request.allow_other, request.workers))
         share = MountShare(session, fence, key_page, pinned, rows, sealed, store_fd, request.appearance, capabilities)
         expires = release.manifest.expires
         expires_at = parse_time(expires).timestamp() if expires else None

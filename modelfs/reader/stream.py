@@ -10,8 +10,8 @@ from modelfs.store.local import pread_up_to
 
 STREAM_REQUEST = 512 << 10
 """Requests of this many bytes come from the kernel reading ahead of somebody who goes through the file in order."""
-LAG = 8 << 20
-"""How far behind the newest request ciphertext stays: the requests of all workers on one stream lie within it."""
+LAG = 32 << 20
+"""How far behind the newest request ciphertext stays: twice the largest read-ahead, so that every worker's request lies within it."""
 LARGEST_FOLIO = 2 << 20
 """The kernel drops only folios that lie in the range as a whole: start this much earlier, for one that lay across the last end."""
 

@@ -277,3 +277,13 @@ def test_status_names_the_processes_and_they_are_hardened(view: Mounted) -> None
     code = "import os, sys; os.setuid(1234); open(f'/proc/{sys.argv[1]}/environ').read()"
     done = subprocess.run(["python3", "-c", code, str(view.pids()[0])], check=False, capture_output=True, text=True)
     assert "PermissionError" in done.stderr
+
+
+@pytest.mark.parametrize(("workers", "read_ahead_kb"), [(1, 2048), (5, 5120)])
+def test_read_ahead_gives_every_worker_a_request(
+    sealed: SealedBuilder, mount: Callable[..., Mounted], workers: int, read_ahead_kb: int
+) -> None:
+    mounted = mount(sealed({"model.bin": b"weights"}), "--workers", workers)
+    device = os.stat(mounted.path).st_dev
+    found = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()
+    assert int(found) == read_ahead_kb

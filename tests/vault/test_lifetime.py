@@ -53,6 +53,7 @@ class Service:
     is_heard: bool = False
     """Whether requests arrive while it is down, and only answers are lost."""
     login_status: int = 200
+    unwrap_status: int = 200
 
     def clock(self) -> float:
         return self.now
@@ -100,6 +101,8 @@ class Service:
             held.expires = self.now + granted
             return 200, {"auth": {"lease_duration": granted}}
         assert "/decrypt/" in path
+        if self.unwrap_status != 200:
+            return self.unwrap_status, {"errors": ["x"]}
         return 200, {"data": {"plaintext": b64encode(DEK).decode()}}
 
 
@@ -125,13 +128,16 @@ class Host:
         provider = VaultProvider(
             "transit/models", connect(VaultSettings(auth=self.auth, address="http://127.0.0.1:1", insecure_http=True), self.service.clock)
         )
-        grant = provider.prove(KEYS, manifest(), self.session, self.session is not None, TIMEOUT)
+        grant = provider.prove(KEYS, manifest(), self.session, self.session is not None, TIMEOUT, self.keep)
         assert grant.dek == DEK
         assert len(grant.session or b"") <= MAX_SESSION_SIZE
         token = self.service.tokens[Session.from_bytes(grant.session or b"").token]
         assert grant.ttl_s is None or self.service.now + grant.ttl_s <= token.expires, "promised beyond the token's end"
         self.session = grant.session
         return grant
+
+    def keep(self, session: bytes) -> None:
+        self.session = session
 
     def prove_for(self, seconds: float, every: float = 30) -> None:
         end = self.service.now + seconds
@@ -246,6 +252,20 @@ def test_revoked_before_the_end_is_denied_for_good(host: Host, service: Service,
             break
         with pytest.raises(KeyDeniedError, match="was revoked"):
             host.prove()
+    assert len(service.logins) == 1
+
+
+def test_a_renewal_counts_even_if_unwrapping_fails(host: Host, service: Service) -> None:
+    """An outage of the key alone that outlasts the token's ttl: the token lives on, and a revocation of it is still one."""
+    host.prove()
+    service.unwrap_status = 503
+    for _ in range(2 * service.ttl // 30):
+        service.now += 30
+        with pytest.raises(KeyServiceError):
+            host.prove()
+    service.tokens["s.1"].revoked = True
+    with pytest.raises(KeyDeniedError, match="was revoked"):
+        host.prove()
     assert len(service.logins) == 1
 
 

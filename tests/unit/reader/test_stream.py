@@ -37,8 +37,8 @@ def test_scratch_is_reused() -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, int]:
     """A file on a disk, and its size; on tmpfs nothing can be dropped."""
-    path, size = tmp_path / "blob", 64 * MIB
-    path.write_bytes(os.urandom(MIB) * 64)
+    path, size = tmp_path / "blob", 128 * MIB
+    path.write_bytes(os.urandom(MIB) * 128)
     os.sync()
     return path, size
 
