@@ -288,6 +288,8 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
     )
     if answer["last_error"]:
         yield f"  last error: {answer['last_error']}"
+    for sentence in answer["not_confined"]:
+        yield f"  not confined: {sentence}"
     if answer["audit_error"]:
         yield f"  not audited: {answer['audit_error']}"
 

@@ -61,6 +61,8 @@ class MountFacts:
     device: str
     control: int
     warden: int
+    not_confined: list[str]
+    """What of the confinement of these processes cannot be had, a sentence each."""
 
 
 class ControlLoop:

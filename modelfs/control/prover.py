@@ -21,6 +21,7 @@ import modelfs.errors
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
 from modelfs.control.process import fork_child, kill_child, wait_child
+from modelfs.control.sandbox import confine_prover
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.canonical import serialize
 from modelfs.format.index import DirEntry, FileEntry, Index
@@ -148,6 +149,7 @@ class Prover:
         reading, writing = os.pipe()
 
         def main() -> int:
+            confine_prover()
             try:
                 answer = action()
             except KeyDeniedError as exc:

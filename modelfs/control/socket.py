@@ -24,6 +24,8 @@ from modelfs.errors import MountError
 MAX_REQUEST_SIZE = 4096
 MAX_ANSWER_SIZE = 1 << 20
 REQUEST_SECONDS = 5
+MAX_CLIENTS = 128
+"""At once; more wait until one has its answer or its time is up. Each costs a descriptor, of which control must not run out."""
 
 Answer = dict[str, Any]
 Handler = Callable[[Answer], Awaitable[Answer]]
@@ -119,7 +121,7 @@ def listen(mountpoint: str) -> socket.socket:
             server.bind(str(path))
         finally:
             os.umask(old)
-        server.listen(16)
+        server.listen(MAX_CLIENTS)
         return server
     except OSError as exc:
         raise MountError(f"cannot make the control socket {path}: {os.strerror(exc.errno or 0)}") from exc
@@ -145,10 +147,14 @@ async def serve(server: socket.socket, handler: Handler) -> None:
         async with stream:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 answer = await _answer(stream, handler)
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
+                with trio.move_on_after(REQUEST_SECONDS):  # whoever does not read it
+                    await stream.send_all(json.dumps(answer).encode() + b"\n")
+        places.release()
 
+    places = trio.Semaphore(MAX_CLIENTS)
     async with trio.open_nursery() as nursery:
         while True:
+            await places.acquire()
             nursery.start_soon(converse, await listener.accept())
 
 
@@ -207,6 +213,8 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
         raise MountError("this mount belongs to another user: ask them, or root") from None
     except TimeoutError:
         raise NotAnsweringError(pid) from None
+    except BlockingIOError:
+        raise MountError("too many clients speak to this mount at once: try again in a few seconds") from None
     except (OSError, ValueError):
         raise MountError("the mount is just ending: `modelfs status` shows whether it is gone") from None
     if wait_for_end:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from modelfs.control.keypage import has_secret_memory
 from modelfs.control.process import libc
+from modelfs.control.sandbox import missing
 from modelfs.crypto.measure import aead_drops_gil, has_decrypt_into
 from modelfs.doctor.check import Check
 
@@ -52,6 +53,7 @@ class Host:
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
     import_mount: Callable[[], object] = _import_mount
     has_secret_memory: Callable[[], bool] = has_secret_memory
+    not_confined: Callable[[], list[str]] = missing
     cryptography_version: Callable[[], str] = lambda: version("cryptography")
     has_decrypt_into: Callable[[], bool] = has_decrypt_into
     aead_drops_gil: Callable[[], bool] = aead_drops_gil
@@ -274,6 +276,15 @@ def check_secret_memory(host: Host) -> Check:
     )
 
 
+def check_confinement(host: Host) -> Check:
+    """Whether the processes of a mount can give up what they do not need."""
+    name, lost = "confinement", host.not_confined()
+    if not lost:
+        return Check(name, "ok", "capabilities, new privileges, system calls and paths can be taken away")
+    advice = "mount as root" if not host.is_root else "boot a kernel that has them, or let the container use them"
+    return Check(name, "warning", "; ".join(lost), advice)
+
+
 def check_state_dir(host: Host) -> Check:
     """Where releases that were served are remembered: room, permission, and who else may change it."""
     name, path = "state-dir", host.state_dir
@@ -325,6 +336,7 @@ CHECKS: tuple[Callable[[Host], Check], ...] = (
     check_init_on_free,
     check_memlock,
     check_secret_memory,
+    check_confinement,
     check_state_dir,
     check_clock,
 )

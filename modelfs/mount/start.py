@@ -27,7 +27,8 @@ from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, pin
 from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
 from modelfs.control.prover import Prover
-from modelfs.control.socket import canonical_mountpoint, is_live, listen, mountpoint_lock, socket_path
+from modelfs.control.sandbox import confine_control, confine_warden, missing, needed_to_read
+from modelfs.control.socket import canonical_mountpoint, listen, mountpoint_lock, socket_path
 from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
@@ -101,6 +102,7 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         state = HostState(request.state_dir)
         state.check(release)
         pinned = _pin(store, release)
+        capabilities = needed_to_read(store, [blob.id for blob in release.manifest.blobs])
         store_fd = store.share()
     audit = None
     if request.audit is not None:
@@ -121,7 +123,7 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other, request.workers))
-        share = MountShare(session, fence, key_page, pinned, rows, sealed, store_fd, request.appearance)
+        share = MountShare(session, fence, key_page, pinned, rows, sealed, store_fd, request.appearance, capabilities)
         expires = release.manifest.expires
         expires_at = parse_time(expires).timestamp() if expires else None
 
@@ -168,6 +170,7 @@ def _serve(
         share.session.device,
         os.getpid(),
         warden,
+        missing(share.capabilities),
     )
     try:
         _probe(share.session)
@@ -175,6 +178,7 @@ def _serve(
         loop.audit(AuditKind.MOUNT, "mounted")
         if audit is not None and audit.is_required and loop.audit_error is not None:
             raise ConfigError(f"{loop.audit_error}; nothing is served without it (--audit-required)")
+        confine_control()
         trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}))
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
@@ -202,6 +206,7 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
         share.key_page.forget_session()
         os.setsid()  # a terminal's Ctrl-C is control's to answer
         close_others(share.descriptors | {channel.fileno()} | ({audit.fd} if audit else set()))
+        confine_warden()
         warden = Warden(share, channel, workers)
         warden.key_version = key_version
         proof = warden.run()
@@ -219,10 +224,8 @@ def _finish_alone(mountpoint: str, audit: AuditLog | None, key_version: int | No
             audit.write(AuditKind.REVOKED, key_version, proof.reason, proof.as_json())
         except ConfigError as exc:
             logger.error("%s", exc)
-    path = socket_path(mountpoint)
-    if not is_live(path):
-        path.unlink(missing_ok=True)
-        path.with_suffix(".lock").unlink(missing_ok=True)
+    with contextlib.suppress(MountError), mountpoint_lock(mountpoint):  # else a new mount has them
+        socket_path(mountpoint).unlink(missing_ok=True)
 
 
 def _probe(session: Session) -> None:

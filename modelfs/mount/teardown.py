@@ -17,6 +17,7 @@ from typing import Any
 
 from modelfs.control.fence import State
 from modelfs.control.process import die_with_parent, fork_child, kill_child, wait_child
+from modelfs.control.sandbox import confine_looker
 from modelfs.mount.session import cached_pages, evict_inodes, open_inode
 from modelfs.mount.worker import MountShare, Worker, start_worker
 
@@ -184,6 +185,7 @@ def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> boo
 
     def main() -> int:
         die_with_parent(parent)
+        confine_looker()
         action()
         return 0
 

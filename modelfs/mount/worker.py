@@ -8,6 +8,7 @@ from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows
 from modelfs.control.process import close_others, die_with_parent, fork_child
+from modelfs.control.sandbox import confine_worker
 from modelfs.crypto.kdf import commitment_agrees
 from modelfs.mount.answers import KeyedAnswers, KeylessAnswers
 from modelfs.mount.serve import serve
@@ -34,6 +35,8 @@ class MountShare:
     store_fd: int
     """Its directory: a path that somebody moves away later matters to no worker."""
     appearance: Appearance
+    capabilities: frozenset[int]
+    """What keyed workers keep, because they could not read the store without."""
 
     @property
     def descriptors(self) -> set[int]:
@@ -69,6 +72,7 @@ def start_worker(share: MountShare, keyed: bool) -> Worker:
     def main() -> int:
         die_with_parent(parent)
         close_others(share.descriptors | {clone})
+        confine_worker(share.store_fd if keyed else None, share.capabilities)
         serve(clone, _open_answers(share, epoch) if keyed else KeylessAnswers(share.fence, share.rows))
         return CONNECTION_ENDED
 

@@ -11,7 +11,7 @@ from tests.mount.conftest import mount_command, python_for_users
 
 NOBODY = 65534
 
-SCRIPT = """
+SCRIPT = r"""
 set -e
 mount -t tmpfs -o mode=755 none /dev
 mknod -m 666 /dev/null c 1 3
@@ -22,6 +22,8 @@ modelfs() { setpriv --reuid=65534 --regid=65534 --clear-groups "$PYTHON" -m mode
 modelfs "$@"
 setpriv --reuid=65534 --regid=65534 --clear-groups cmp source/model.bin mnt/model.bin
 modelfs status
+workers=$(modelfs status | sed -n "s/.*workers \([0-9 ]*\) (.*/\1/p")
+for pid in $workers; do grep -E "^(Cap(Eff|Prm)|NoNewPrivs|Seccomp):" /proc/$pid/status; done
 modelfs unmount mnt
 ! grep "$PWD/mnt" /proc/self/mounts
 """
@@ -47,4 +49,10 @@ def test_an_ordinary_user_mounts_reads_and_unmounts() -> None:
         done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=60, env=env, cwd=base)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "serving" in done.stdout
+        assert "not confined: control and warden may gain privileges" in done.stdout
+        assert "without root" in done.stdout
+        workers = [line.split() for line in done.stdout.splitlines() if line.startswith(("Cap", "NoNewPrivs", "Seccomp"))]
+        want = [["CapPrm:", "0" * 16], ["CapEff:", "0" * 16], ["NoNewPrivs:", "1"], ["Seccomp:", "2"]]
+        assert len(workers) >= len(want)
+        assert workers == want * (len(workers) // len(want))
         assert "plaintext left in the page cache: not counted" in done.stdout

@@ -1,5 +1,6 @@
 """modelfs@.service under a real systemd: its life, the server that needs it, and what other units see of it."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def test_start_status_stop(host: Host, hold: Callable[[str], Holder]) -> None:
     assert machine.run("sha256sum", f"{MODELS}/plain/model.bin").stdout.startswith(SUM), "active, and not readable"
     shown = machine.show(unit, "StatusText", "ActiveState", "NotifyAccess", "Type")
     assert shown["StatusText"] == f"demo release 1 at {MODELS}/plain, 2 workers, lease granted"
+    status = json.loads(machine.run("modelfs", "status", f"{MODELS}/plain", "--json").stdout)
+    assert status["not_confined"] == [], "the unit keeps the workers from confining themselves"
     reader = hold("plain")
     assert reader.before["resident"] == len(PLAIN)
     machine.systemctl("stop", unit)

@@ -1,5 +1,6 @@
 """The control socket: who may speak, how much, and that a bad client blocks nobody."""
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from modelfs.control import socket as control
+from modelfs.control.process import fork_child, wait_child
 from modelfs.errors import MountError
 
 
@@ -76,6 +78,57 @@ def test_a_bad_request_gets_an_error_and_blocks_nobody(served: Path, data: bytes
 def test_the_socket_is_its_owner_s_alone(served: Path) -> None:
     assert os.stat(served).st_mode & 0o777 == 0o600
     assert os.stat(served.parent).st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def root() -> None:
+    """Being somebody else takes root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.mark.usefixtures("root")
+def test_another_user_is_refused_even_where_the_modes_let_him_in(served: Path) -> None:
+    served.parent.chmod(0o755)
+    served.chmod(0o666)
+
+    def ask() -> int:
+        os.chdir(served.parent)
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        return 0 if raw(Path(served.name), b'{"do": "x"}\n') == {"error": "permission denied"} else 1
+
+    assert wait_child(fork_child(ask), 10) == 0
+    assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
+
+
+def test_many_idle_clients_take_neither_all_descriptors_nor_all_places(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "REQUEST_SECONDS", 1)
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(control.MAX_CLIENTS + 8)]
+        for client in idle:
+            client.connect(str(served))
+        assert len(os.listdir("/proc/self/fd")) <= before + len(idle) + control.MAX_CLIENTS
+        assert control.request(served, {"do": "x"}, 10) == {"echo": {"do": "x"}}
+
+
+def test_more_clients_than_can_wait_are_told(runtime: Path) -> None:
+    with control.listen("/some/mountpoint"), contextlib.ExitStack() as stack:
+        path = control.socket_path("/some/mountpoint")
+        for _ in range(control.MAX_CLIENTS + 1):  # the kernel takes one more
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        with pytest.raises(MountError, match="too many clients"):
+            control.request(path, {"do": "status"}, 1)
+
+
+def test_a_client_that_does_not_read_its_answer_is_left(served: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        deaf.connect(str(served))
+        deaf.sendall(b'{"do": "' + b"x" * 4000 + b'"}\n')
+        assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
 
 
 def test_nobody_there(runtime: Path) -> None:

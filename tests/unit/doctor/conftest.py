@@ -63,6 +63,7 @@ def host(tmp_path: Path) -> Builder:
             free_bytes=lambda _: 1 << 30,
             import_mount=lambda: None,
             has_secret_memory=lambda: True,
+            not_confined=lambda: [],
             cryptography_version=lambda: "50.0.2",
             has_decrypt_into=lambda: True,
             aead_drops_gil=lambda: True,

@@ -83,6 +83,7 @@ BAD: dict[str, tuple[str, Level, dict[str, str | None], dict[str, Any], str]] = 
     "memlock": ("memlock", "warning", {"proc/self/limits": "Max locked memory         4096    4096    bytes\n"}, {}, "4096 bytes"),
     "memlock unsaid": ("memlock", "unknown", {"proc/self/limits": "Max cpu time unlimited\n"}, {}, "does not say"),
     "no memfd_secret": ("memfd-secret", "warning", {}, {"has_secret_memory": lambda: False}, "locked page"),
+    "not confined": ("confinement", "warning", {}, {"not_confined": lambda: ["the kernel has no Landlock"]}, "no Landlock"),
     "disk full": ("state-dir", "error", {}, {"free_bytes": lambda _: 1000}, "no space"),
     "disk nearly full": ("state-dir", "warning", {}, {"free_bytes": lambda _: 50 << 20}, "only 50 MiB"),
     "state not writable": ("state-dir", "error", {}, {"may": lambda _path, mode: not mode & os.W_OK}, "cannot be written"),
@@ -108,7 +109,7 @@ def test_a_bad_host_is_found(host: Builder, case: str) -> None:
 def test_every_check_is_shown_to_fail() -> None:
     assert {name for name, *_ in BAD.values()} == {
         "fusermount3", "libfuse", "dev-fuse", "user-allow-other", "read-ahead", "kernel-resend", "kernel-cachestat", "aes", "aead", "swap",
-        "core-pattern", "init-on-free", "memlock", "memfd-secret", "state-dir", "clock",
+        "core-pattern", "init-on-free", "memlock", "memfd-secret", "confinement", "state-dir", "clock",
     }  # fmt: skip
     assert len({name for name, *_ in BAD.values()}) == len(CHECKS)
 
