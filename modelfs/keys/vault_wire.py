@@ -126,7 +126,7 @@ class Wire:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(max(0.0, self._deadline - time.monotonic()))
-        if not outcome:
+        if not outcome or isinstance(outcome[0], TimeoutError):
             self._hang_up()
             raise KeyServiceError(f"the key service {self.endpoint} did not answer within {self._timeout_s:g} s")
         if isinstance(outcome[0], Reply):
@@ -184,8 +184,6 @@ def _explain(exc: Exception) -> str:
         return f"TLS failed ({exc.reason}); it must speak TLS 1.2 or later"
     if isinstance(exc, socket.gaierror):
         return "its name is not known; check the address"
-    if isinstance(exc, TimeoutError):
-        return "it did not answer in time"
     if isinstance(exc, http.client.HTTPException | ConnectionResetError):
         return f"it broke off or does not speak HTTP ({type(exc).__name__})"
     if isinstance(exc, OSError) and exc.errno:
