@@ -11,12 +11,12 @@ import os
 import struct
 import sysconfig
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import modelfs
 from modelfs.control import syscalls
 from modelfs.control.process import libc
-from modelfs.errors import StoreError
 from modelfs.store.local import Store
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 1, 2, 21
@@ -102,18 +102,10 @@ def needed_to_read(store: Store, blobs: Iterable[str]) -> frozenset[int]:
     """
     if not _permitted() >> CAP_DAC_READ_SEARCH & 1:
         return frozenset()
-    needed = frozenset({CAP_DAC_READ_SEARCH})
+    tried = list(islice(blobs, _MANY_BLOBS + 1))
     with _without({CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH}):
-        for count, blob in enumerate(blobs):
-            if count == _MANY_BLOBS:
-                return needed
-            for name in (f"blobs/{blob}", f"blobs/{blob}.digests"):
-                try:
-                    os.close(store.open_file(name))
-                except StoreError as exc:
-                    if isinstance(exc.__cause__, PermissionError):
-                        return needed
-    return frozenset()
+        is_needed = len(tried) > _MANY_BLOBS or store.refuses_blob(tried)
+    return frozenset({CAP_DAC_READ_SEARCH}) if is_needed else frozenset()
 
 
 def _permitted() -> int:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modelfs.errors import BlobNotFoundError, LimitExceededError, StoreError
@@ -131,6 +131,22 @@ class Store:
         except OSError as exc:
             raise store_error(f"look at {name} in {self.root}", exc) from exc
         return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+    def refuses_blob(self, blob_ids: Iterable[str]) -> bool:
+        """Whether this process, as it is, may not read one of these blobs or its digests. Missing ones count as readable."""
+        try:
+            with self._directory("blobs") as directory:
+                for name in (name for blob_id in blob_ids for name in (blob_id, f"{blob_id}.digests")):
+                    if os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        os.stat(name, dir_fd=directory, follow_symlinks=False)
+                        return True
+        except PermissionError:
+            return True
+        except OSError:
+            pass  # whoever reads a blob will say what is wrong
+        return False
 
     def names(self, folder: str) -> list[str]:
         """Sorted names in a directory of the model; none if it does not exist."""
