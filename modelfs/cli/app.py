@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import modelfs
-from modelfs.cli import after_stop, doctor, keygen, model, mount, pubkey, service
+from modelfs.cli import after_stop, doctor, keygen, model, mount, mounted, pubkey, service
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(keygen.app, name="keygen")
 model.register(app)
 mount.register(app)
+mounted.register(app)
 pubkey.register(app)
 doctor.register(app)
 service.register(app)
@@ -48,14 +49,13 @@ def _root(
 
 def main() -> None:
     """Run the program: errors become one sentence and an exit code, never a traceback."""
-    for fd in (0, 1, 2):  # closed standard streams would let a secret file take their numbers
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):  # a closed one would let a secret file take its number
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  for the life of the process
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
     try:
         app()
     except ModelfsError as exc:

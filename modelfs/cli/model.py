@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from modelfs.cli import vault_options
+from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
 from modelfs.crypto.signatures import load_trusted_keys
@@ -23,9 +24,6 @@ from modelfs.trust.host_state import HostState
 from modelfs.trust.release import read_keys, read_release
 
 Sealed = Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")]
-Trust = Annotated[list[Path], typer.Option("--trust", metavar="PUB", help="A publisher's public key (PEM); may be repeated.")]
-Threshold = Annotated[int, typer.Option("--threshold", help="How many distinct trusted keys must have signed.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Digest(StrEnum):
@@ -72,13 +70,13 @@ def seal(
     release: Annotated[int, typer.Option("--release", help="Release number; must grow.")],
     kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY.")],
     sign_key: Annotated[str, typer.Option("--sign-key", metavar="KEY", help="Signing key: a PEM file, or hv:NAME/VERSION in a Vault.")],
+    trust: Trust,
     digest: Annotated[Digest, typer.Option("--digest", help="Digest of blocks and files.")] = Digest.blake3,
     block_size: Annotated[str, typer.Option("--block-size", metavar="SIZE", help="A power of two from 4K to 4M.")] = "128K",
     expires: Annotated[str, typer.Option("--expires", metavar="DATE", help="Refuse the release from this date (UTC) on.")] = "",
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Seal what symlinks point to (a Hugging Face cache needs it).")
     ] = False,
-    trust: Trust = [],  # noqa: B006  typer copies it
     threshold: Threshold = 1,
     vault_address: vault_options.Address = "",
     vault_auth: vault_options.Auth = "",
@@ -126,7 +124,7 @@ def seal(
         )
 
 
-def verify(sealed: Sealed, trust: Trust = [], threshold: Threshold = 1, json: Json = False) -> None:  # noqa: B006
+def verify(sealed: Sealed, trust: Trust, threshold: Threshold = 1, json: Json = False) -> None:
     """Check all that can be checked without any key: signature, sizes, every block's digest. Lists every fault."""
     from modelfs.reader.verify import verify_store
 
@@ -154,7 +152,7 @@ def verify(sealed: Sealed, trust: Trust = [], threshold: Threshold = 1, json: Js
 
 def inspect(
     sealed: Sealed,
-    trust: Trust = [],  # noqa: B006
+    trust: Trust,
     threshold: Threshold = 1,
     kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that opens the table of files.")] = "",
     vault_address: vault_options.Address = "",

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from modelfs.errors import ModelfsError
+from modelfs.errors import ModelfsError, MountError
 
 
 def print_json(value: Any) -> None:
@@ -54,3 +54,21 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.update(task, advance=count)
+
+
+def print_proof(proof: dict[str, Any], json: bool) -> None:
+    """What an unmount did; MountError if something may be left."""
+    if json:
+        print_json(proof)
+    else:
+        steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
+        resident = (
+            "not counted (needs root, Linux 6.5 and a mount that was still there)"
+            if proof["resident_bytes"] is None
+            else f"{proof['resident_bytes']} bytes"
+        )
+        typer.echo(f"unmounted {printable(proof['mountpoint'])} ({proof['model']} release {proof['release']}, {proof['reason']})")
+        typer.echo(f"steps, ms from the start: {steps}")
+        typer.echo(f"plaintext left in the page cache: {resident}")
+    if not proof["evicted"] or not proof["detached"] or proof["resident_bytes"]:
+        raise MountError("the unmount was forced: something may be left; see the proof, end the readers or restart the host")

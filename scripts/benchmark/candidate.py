@@ -1,5 +1,6 @@
 """What every candidate does: hold the files, be mounted by a daemon whose processes are known, be unmounted in order."""
 
+import abc
 import os
 import subprocess
 import time
@@ -58,7 +59,7 @@ class Candidate:
         return files_below(self.store) if self.is_mount else []
 
 
-class FuseCandidate(Candidate):
+class FuseCandidate(Candidate, abc.ABC):
     """A FUSE daemon in the foreground."""
 
     store_name = ""
@@ -76,9 +77,9 @@ class FuseCandidate(Candidate):
     def create(self) -> None:
         """Make an empty encrypted store."""
 
+    @abc.abstractmethod
     def command(self, writable: bool) -> Sequence[object]:
         """The daemon's command line, in the foreground."""
-        raise NotImplementedError
 
     def variables(self) -> dict[str, str]:
         """Environment of the daemon."""

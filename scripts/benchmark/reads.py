@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmark.cache import cached_bytes, cached_pages, drop, drop_fd, opened, read_ahead, read_ahead_kb, warm
@@ -89,7 +90,7 @@ class Reads:
     def random(self) -> None:
         """fio, each 4 KiB read once; ciphertext cached, plaintext not."""
         for threads in (1, 8):
-            self.interleave(f"random-{threads}", lambda each, threads=threads: _random(each, threads), _mounts(self.candidates))  # type: ignore[misc]
+            self.interleave(f"random-{threads}", partial(_random, threads=threads), _mounts(self.candidates))
 
     def four_readers(self) -> None:
         """Four files by four threads at once, ciphertext cached."""
