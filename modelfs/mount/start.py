@@ -89,11 +89,18 @@ def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], no
     """
     harden()
     mountpoint = canonical_mountpoint(request.mountpoint)
-    with mountpoint_lock(mountpoint):
-        return _mount(request, mountpoint, ready, notifier)
+    with mountpoint_lock(mountpoint), contextlib.ExitStack() as held:
+        return _mount(request, mountpoint, held, ready, notifier)
 
 
-def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
+def _mount(
+    request: MountRequest,
+    mountpoint: str,
+    held: contextlib.ExitStack,
+    ready: Callable[[dict[str, Any]], None],
+    notifier: Notifier,
+) -> dict[str, Any]:
+    """`held` gives back what was opened and wipes the keys: whoever waits for a key service tries this for days."""
     sealed = Path(os.path.realpath(request.sealed))
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
@@ -104,6 +111,8 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         pinned = _pin(store, release)
         capabilities = needed_to_read(store, [blob.id for blob in release.manifest.blobs])
         store_fd = store.share()
+    for fd in (pinned.index_fd, pinned.keys_fd, store_fd):
+        held.callback(os.close, fd)
     audit = None
     if request.audit is not None:
         if Path(os.path.realpath(request.audit.parent)).is_relative_to(mountpoint):
@@ -111,7 +120,10 @@ def _mount(request: MountRequest, mountpoint: str, ready: Callable[[dict[str, An
         manifest = release.manifest
         subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
+        held.callback(os.close, audit.log.fd)
     fence, key_page, rows = Fence(), KeyPage(), Rows()
+    held.callback(os.close, rows.fd)
+    held.callback(key_page.wipe_all)
     prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
     try:
         first = prover.first(PROVE_SECONDS)

@@ -19,7 +19,7 @@ from modelfs.keys.file import generate_kek
 from modelfs.mount.mountinfo import top_mount
 from tests.conftest import SealedBuilder
 from tests.helpers import MODEL, REPOSITORY, KeySet, Sealed, resign, seal
-from tests.mount.conftest import Mounted, modelfs, mount_command, python_for_users
+from tests.mount.conftest import Mounted, modelfs, mount_command, python_for_users, wait_until
 
 
 @pytest.fixture
@@ -292,3 +292,26 @@ def test_foreground_prints_ready_and_ends_on_sigint(model: Sealed, tmp_path: Pat
     assert process.returncode == 0
     assert "plaintext left in the page cache: 0 bytes" in rest
     assert top_mount(os.fsencode(tmp_path / "mnt")) is None
+
+
+def test_waiting_for_a_key_service_holds_nothing_more_with_each_attempt(model: Sealed, tmp_path: Path) -> None:
+    """A service that is down for days: what an attempt has opened is given back before the next."""
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "token").write_text("s.token")
+    (tmp_path / "token").chmod(0o600)
+    command = mount_command(model, tmp_path / "mnt", tmp_path / "state")
+    command[command.index("--kek") + 1] = "vault:transit/models"
+    vault = ["--vault-address", "https://127.0.0.1:1", "--vault-auth", f"token:{tmp_path / 'token'}"]
+    log, audit = tmp_path / "log", tmp_path / "audit"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelfs", *map(str, command), *vault, "--foreground", "--wait", "--log", log, "--audit", audit]
+    )
+    try:
+        counts = []
+        for attempt in (1, 3):
+            wait_until(lambda attempt=attempt: log.exists() and log.read_text().count("asking again") >= attempt, 60, "an attempt")
+            counts.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+        assert counts[0] == counts[1]
+    finally:
+        process.kill()
+        process.wait()
