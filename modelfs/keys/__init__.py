@@ -13,7 +13,13 @@ from modelfs.keys.vault_settings import VaultSettings
 if TYPE_CHECKING:
     from modelfs.crypto.signing import Signer
 
-_PROVIDERS = {"file": "modelfs.keys.file", "vault": "modelfs.keys.vault"}
+_PROVIDERS = {
+    "file": "modelfs.keys.file",
+    "vault": "modelfs.keys.vault",
+}
+"""Module of each scheme; it has `open_provider(reference)`, for Vault `open_provider(reference, settings)`."""
+_EXTRAS = {"hvac": "vault"}
+"""Which extra of modelfs brings a package that is missing."""
 _VAULT_SIGNER = "modelfs.keys.vault_sign"
 HV = "hv:"
 
@@ -82,4 +88,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("modelfs"):
             raise
-        raise ConfigError(f"keys in a Vault need the Python package {exc.name}: install modelfs[vault]") from None
+        package = exc.name.partition(".")[0]
+        extra = _EXTRAS.get(package)
+        what = f"install modelfs[{extra}]" if extra else f"install {package}"
+        raise ConfigError(f"this kind of key needs the Python package {exc.name}: {what}") from None

@@ -66,6 +66,21 @@ class KeyProvider(abc.ABC):
         except Exception as exc:
             raise KeyServiceError(f"{self.describe()}: unwrapping failed ({type(exc).__name__})") from None
 
+    def rewrap_key(self, recipient: Recipient, context: bytes) -> Recipient | None:
+        """The same DEK under the newest version of this KEK, inside the service where it can; None if this entry is not this KEK's.
+
+        The DEK is not compared with the commitment: whoever publishes the answer has checked the release.
+
+        Raises:
+            EntryRefusedError: The service refuses this entry; another may do.
+        """
+        try:
+            return self._rewrap_key(recipient, context)
+        except KeyAccessError:
+            raise
+        except Exception as exc:
+            raise KeyServiceError(f"{self.describe()}: rewrapping failed ({type(exc).__name__})") from None
+
     def prove(
         self,
         keys: KeysFile,
@@ -110,6 +125,11 @@ class KeyProvider(abc.ABC):
 
     @abc.abstractmethod
     def _unwrap_key(self, recipient: Recipient, context: bytes) -> bytes | None: ...
+
+    def _rewrap_key(self, recipient: Recipient, context: bytes) -> Recipient | None:
+        """For providers whose service cannot do it: unwraps and wraps."""
+        dek = self._unwrap_key(recipient, context)
+        return None if dek is None else self._wrap_key(dek, context)
 
     def _prove(
         self,

@@ -4,16 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vault.server import Server, dev_vault
+from tests.vault.server import Server, running_server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real OpenBao over TLS with a CA of its own, provisioned as scripts/dev-vault does."""
-    vault = dev_vault.DevVault(tmp_path_factory.mktemp("vault"))
-    vault.start()
-    try:
-        vault.provision()
-        yield Server(vault)
-    finally:
-        vault.stop()
+    with running_server(tmp_path_factory.mktemp("vault")) as found:
+        yield found

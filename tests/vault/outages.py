@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.helpers import KeySet
 from tests.vault.impostor import Impostor, Misbehave, answer, http, send, server_context
 from tests.vault.leased import Leased, Outage, Outcome, endure, mounts
-from tests.vault.server import Server, dev_vault
+from tests.vault.server import Server, dev_vault, running_server
 from tests.vault.switch import Switch
 
 TTL_S = 5.0
@@ -49,18 +49,6 @@ NAMES = [KILLED, STOPPED, SEALED, REFUSED, *ANSWERS, WRONG_CA]
 
 
 @contextlib.contextmanager
-def another_server(directory: Path, is_durable: bool) -> Iterator[Server]:
-    directory.mkdir()
-    vault = dev_vault.DevVault(directory, is_durable=is_durable)
-    vault.start()
-    try:
-        vault.provision()
-        yield Server(vault)
-    finally:
-        vault.stop()
-
-
-@contextlib.contextmanager
 def impostor(context: ssl.SSLContext, fault: bytes | Misbehave) -> Iterator[int]:
     """The port of a server that answers everything like that."""
     made = Impostor(context, b"", {"": fault})
@@ -82,7 +70,7 @@ def run_outages(server: Server, keys: KeySet, base: Path, shift: Callable[[], No
     with contextlib.ExitStack() as stack:
         leased, addresses, outages = dict[str, Leased](), dict[str, str](), dict[str, Outage]()
         for name in (KILLED, STOPPED, SEALED):
-            own = stack.enter_context(another_server(base / f"{name.split()[1]}.server", is_durable=name is KILLED))
+            own = stack.enter_context(running_server(base / f"{name.split()[1]}.server", is_durable=name is KILLED))
             leased[name] = Leased(own, keys, base / f"{name.split()[1]}.model")
             outages[name] = of_server(name, own)
         behind, authority = Leased(server, keys, base / "model"), server.vault.ca

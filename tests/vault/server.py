@@ -1,10 +1,11 @@
 """A real server for tests (scripts/dev_vault.py) and what tests make in it; one for each session that asks."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,16 @@ class Server:
     def paths(self, since: int) -> list[str]:
         """Paths of the requests since a mark, in order."""
         return [line["request"]["path"] for line in self.audited(since)]
+
+
+@contextlib.contextmanager
+def running_server(directory: Path, is_durable: bool = False) -> Iterator[Server]:
+    """A real OpenBao over TLS with a CA of its own, in a directory, provisioned as scripts/dev-vault does."""
+    directory.mkdir(exist_ok=True)
+    vault = dev_vault.DevVault(directory, is_durable=is_durable)
+    vault.start()
+    try:
+        vault.provision()
+        yield Server(vault)
+    finally:
+        vault.stop()

@@ -147,7 +147,7 @@ except ConfigError as exc:
     print(exc)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENV, check=True)
-    assert done.stdout == "keys in a Vault need the Python package hvac: install modelfs[vault]\n"
+    assert done.stdout == "this kind of key needs the Python package hvac: install modelfs[vault]\n"
 
 
 def test_a_proof_in_a_process_of_its_own_takes_milliseconds(server: Server) -> None:

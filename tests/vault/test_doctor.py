@@ -20,7 +20,7 @@ from modelfs.keys.vault_settings import AuthMethod, TokenFile
 from modelfs.keys.vault_wire import Endpoint
 from tests.helpers import REPOSITORY
 from tests.vault.impostor import Impostor, server_context
-from tests.vault.server import DEK, Server, dev_vault, write_secret
+from tests.vault.server import DEK, Server, dev_vault, running_server, write_secret
 
 KEK = "vault:transit/models"
 HOST_POLICY = "modelfs-host"
@@ -214,13 +214,8 @@ def test_an_old_tls(server: Server, tmp_path: Path) -> None:
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server that a test may seal."""
-    vault = dev_vault.DevVault(tmp_path)
-    vault.start()
-    try:
-        vault.provision()
-        yield Server(vault)
-    finally:
-        vault.stop()
+    with running_server(tmp_path) as found:
+        yield found
 
 
 def test_a_sealed_server(own: Server) -> None:

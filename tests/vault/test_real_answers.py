@@ -15,7 +15,7 @@ from modelfs.keys.interface import Grant
 from modelfs.keys.vault import VaultProvider, connect
 from modelfs.keys.vault_session import Session
 from modelfs.keys.vault_settings import TokenFile, VaultSettings
-from tests.vault.server import CONTEXT, DEK, TIMEOUT, Server, dev_vault, manifest
+from tests.vault.server import CONTEXT, DEK, TIMEOUT, Server, manifest, running_server
 
 
 class Host:
@@ -186,13 +186,8 @@ def test_wrapping_with_a_key_that_is_not_there_makes_none(server: Server) -> Non
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Host]:
-    vault = dev_vault.DevVault(tmp_path)
-    vault.start()
-    try:
-        vault.provision()
-        yield Host(Server(vault))
-    finally:
-        vault.stop()
+    with running_server(tmp_path) as found:
+        yield Host(found)
 
 
 def test_sealed_stopped_hanging(own: Host) -> None:
