@@ -7,6 +7,7 @@ the services that it gets credentials from.
 
 import ipaddress
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,6 @@ from botocore.exceptions import (
     ClientError,
     ConfigParseError,
     ConnectionError,
-    CredentialRetrievalError,
     HTTPClientError,
     InvalidConfigError,
     NoCredentialsError,
@@ -43,6 +43,7 @@ from modelfs.keys.aws_login import FULL_LIFE_S, Login, login_of
 
 MAX_ANSWER_SIZE = 256 * 1024
 _METADATA_TIMEOUT_S = 1
+_MISCONFIGURED = (ProfileNotFound, ConfigParseError, InvalidConfigError, PartialCredentialsError)
 _LOGGERS = ("botocore", "boto3", "s3transfer", "urllib3")
 
 T = TypeVar("T")
@@ -153,6 +154,7 @@ class _Conversation:
         self._connection = connection
         self._deadline = deadline
         self._reply: Reply | None = None
+        os.environ.pop("SSLKEYLOGFILE", None)  # the SDK would write the keys of its TLS sessions there
         self._session = botocore.session.Session()
         self._session.register_component("data_loader", _MODELS)
         # Takes the place of the SDK's own sending, for every client of this session.
@@ -186,13 +188,7 @@ class _Conversation:
         except Exception as exc:
             if held is not None:
                 return held
-            if isinstance(exc, ClientError):
-                # Not the service's word about the key: the old credentials, if there are any, are used to their end.
-                where = self._connection.where
-                raise KeyServiceError(
-                    f"no credentials for {where}: {exc.operation_name} was refused; may this host assume the role?"
-                ) from None
-            raise self._explain(exc) from None
+            raise self._explain_login(exc) from None
 
     def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -259,6 +255,15 @@ class _Conversation:
         if not _names_loopback(parts.hostname or ""):
             raise KeyAccessError(f"the endpoint {origin} is plain http to another host, on which keys could be read: use https")
 
+    def _explain_login(self, exc: Exception) -> Exception:
+        """Why there are no credentials. That is not the service's word about the key: those that are held are used to their end."""
+        where = self._connection.where
+        if isinstance(exc, ClientError):
+            return KeyServiceError(f"no credentials for {where}: {exc.operation_name} was refused; may this host assume the role?")
+        if isinstance(exc, KeyAccessError | TimeoutError | _MISCONFIGURED):
+            return self._explain(exc)
+        return KeyServiceError(f"no credentials for {where} ({type(exc).__name__}): see docs/AWS.md for where they are looked for")
+
     def _explain(self, exc: Exception) -> Exception:
         """What became of a call, in words that hold nothing of the request or the answer."""
         if isinstance(exc, KeyAccessError | TimeoutError):
@@ -266,12 +271,10 @@ class _Conversation:
         where = self._connection.where
         if isinstance(exc, NoRegionError):
             return KeyAccessError("no region of AWS KMS: name the key by its ARN, or set AWS_DEFAULT_REGION or the profile's region")
-        if isinstance(exc, ProfileNotFound | ConfigParseError | InvalidConfigError | PartialCredentialsError):
+        if isinstance(exc, _MISCONFIGURED):
             return KeyAccessError(
                 f"the AWS configuration cannot be used ({type(exc).__name__}): see AWS_PROFILE, ~/.aws/config and AWS_CA_BUNDLE"
             )
-        if isinstance(exc, NoCredentialsError | CredentialRetrievalError):
-            return KeyServiceError(f"no credentials for {where} ({type(exc).__name__}): see docs/AWS.md for where they are looked for")
         if isinstance(exc, SSLError):
             return KeyServiceError(
                 f"the key service {where} cannot be used: its certificate is not trusted, or TLS failed; check AWS_CA_BUNDLE"

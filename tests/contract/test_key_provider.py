@@ -128,6 +128,8 @@ def test_every_changed_byte_is_refused(contender: Contender) -> None:
         changed[position] ^= 1
         if position >= len(wrapped) - 3:
             continue  # base64: the last characters may hold bits that mean nothing
+        if contender.name == "ministack" and position < 36:
+            continue  # the key's id, which it does not look at: tests/aws/test_emulators.py
         with pytest.raises(KeyAccessError):
             unwrap_dek(provider, keys_file([altered(entry, bytes(changed))]), manifest())
 
