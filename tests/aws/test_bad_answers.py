@@ -45,11 +45,6 @@ REQUEST_ID = {"x_amzn_RequestId": "5d3ab6ea"}
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> "dev_vault.Authority":
-    return dev_vault.Authority(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
 def context(authority: "dev_vault.Authority") -> ssl.SSLContext:
     return server_context(*authority.issue("impostor", is_server=True))
 

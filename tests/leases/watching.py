@@ -120,6 +120,8 @@ class Outcome:
     state: str
     audited: list[str]
     """Kinds of the events in its audit log since then, in order."""
+    reasons: list[str]
+    """Of the renewals that failed."""
 
     def good(self) -> list[Sample]:
         """Before the server came back."""
@@ -161,11 +163,13 @@ def endure(mounted: Mounted, outage: Outage, dark_s: float = 1.5) -> Outcome:
         since = len(watcher.samples)
         wait_until(lambda: len(watcher.samples) > since + 20, 10, "reads after the outage")
     samples = [sample for sample in watcher.samples if sample.started >= began]
-    return Outcome(began, lease_end, over, samples, status(mounted)["state"], _events(mounted)[before_it:])
+    events = _events(mounted)[before_it:]
+    reasons = [event["reason"] for event in events if event["event"] == "renewal failed"]
+    return Outcome(began, lease_end, over, samples, status(mounted)["state"], [event["event"] for event in events], reasons)
 
 
-def _events(mounted: Mounted) -> list[str]:
-    return [json.loads(line)["event"] for line in mounted.facts["audit"].read_text().splitlines()]
+def _events(mounted: Mounted) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in mounted.facts["audit"].read_text().splitlines()]
 
 
 @dataclass(frozen=True)
