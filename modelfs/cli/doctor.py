@@ -55,6 +55,11 @@ def doctor(
         from modelfs.doctor.vault import check_vault
 
         keys = check_vault(kek, settings, lease_ttl_s=lease_ttl_s)
+    elif kek.startswith("awskms:"):
+        open_kek(kek)  # as above
+        from modelfs.doctor.aws import check_aws
+
+        keys = check_aws(kek, settings is not None and settings.insecure_http, file.model)
     elif kek:
         keys = [_check_file(kek)]
     host = check_host(Host(state))

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -132,11 +133,25 @@ class AwsConnection:
             if refusal.code in EXPIRED:
                 self.login = None
                 self._keep(b"")
-            if refusal.kind is Kind.OUTAGE:
+            if refusal.kind is Kind.OUTAGE or (refusal.kind is Kind.ALLOWED and not parameters.get("DryRun")):
                 raise KeyServiceError(f"the key service {self.where} cannot serve now: {refusal}") from None
             raise
         except TimeoutError:
             raise KeyServiceError(f"the key service {self.where} did not answer in time") from None
+
+    def look(self, timeout_s: float) -> "Surroundings":
+        """What the SDK has found, for a person; errors as `call`. Asks for credentials, and not KMS."""
+        deadline = time.monotonic() + timeout_s
+
+        def do() -> Surroundings:
+            conversation = _Conversation(self, deadline)
+            login = conversation.log_in(None)
+            return Surroundings(str(conversation.client(login).meta.endpoint_url), login.left_s(self._now()), conversation.method)
+
+        try:
+            return within(timeout_s, do)
+        except TimeoutError:
+            raise KeyServiceError(f"no credentials for {self.where}: where they come from did not answer in time") from None
 
     @property
     def region(self) -> str | None:
@@ -147,6 +162,17 @@ class AwsConnection:
         return self._insecure_http
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What the SDK has found. No secret."""
+
+    endpoint: str
+    left_s: float
+    """To the end of the credentials; infinite for those without."""
+    method: str
+    """How the SDK calls the way by which it found them."""
+
+
 class _Conversation:
     """One session of the SDK, for one call and the credentials that it takes."""
 
@@ -154,6 +180,7 @@ class _Conversation:
         self._connection = connection
         self._deadline = deadline
         self._reply: Reply | None = None
+        self.method = "held"
         os.environ.pop("SSLKEYLOGFILE", None)  # the SDK would write the keys of its TLS sessions there
         self._session = botocore.session.Session()
         self._session.register_component("data_loader", _MODELS)
@@ -181,6 +208,7 @@ class _Conversation:
             found = session.get_credentials()
             if found is None:
                 raise NoCredentialsError
+            self.method = str(getattr(found, "method", "unknown"))
             return login_of(found)
 
         try:
@@ -190,15 +218,16 @@ class _Conversation:
                 return held
             raise self._explain_login(exc) from None
 
-    def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def client(self, login: Login) -> Any:
+        """The SDK's own client of KMS."""
+        config = Config(
+            connect_timeout=self._left_s(),
+            read_timeout=self._left_s(),
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            user_agent_extra="modelfs",
+        )
         try:
-            config = Config(
-                connect_timeout=self._left_s(),
-                read_timeout=self._left_s(),
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                user_agent_extra="modelfs",
-            )
-            client = self._session.create_client(
+            made = self._session.create_client(
                 "kms",
                 region_name=self._connection.region,
                 verify=self._verify(),
@@ -207,7 +236,14 @@ class _Conversation:
                 aws_secret_access_key=login.secret_key,
                 aws_session_token=login.token,
             )
-            self._connection.where = f"AWS KMS in {client.meta.region_name}"
+        except Exception as exc:
+            raise self._explain(exc) from None
+        self._connection.where = f"AWS KMS in {made.meta.region_name}"
+        return made
+
+    def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        client = self.client(login)
+        try:
             answer: dict[str, Any] = getattr(client, operation)(**parameters)
         except ClientError:
             if self._reply is None:
