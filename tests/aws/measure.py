@@ -85,9 +85,8 @@ def main() -> None:
         leased = Leased(emulators["ministack"], authority, keys, base / "proofs")
         stack.callback(leased.close)
         walls, processors = measure_proofs(leased, 20)
-    print(
-        f"A proof, milliseconds, median of {len(walls)}: {statistics.median(walls):.0f}, of a processor {statistics.median(processors):.0f}\n"
-    )
+    wall, processor = statistics.median(walls), statistics.median(processors)
+    print(f"A proof, median of {len(walls)}: {wall:.0f} ms, of which {processor:.0f} ms of a processor\n")
     print(f"Seconds, smallest / median / largest of {runs}; --renew-every {RENEW_S:g}\n")
     print("| denial | to the last good read |\n|---|---|")
     for name, times in denials.items():

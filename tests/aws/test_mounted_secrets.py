@@ -1,4 +1,4 @@
-"""A mount's whole life at debug level, with its KEK in AWS KMS: no DEK, credential, wrapped key or signature in what is logged or recorded."""
+"""A mount's whole life at debug level, with its KEK in AWS KMS: nothing that is logged or recorded holds a key or a credential."""
 
 import json
 import re
