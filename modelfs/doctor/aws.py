@@ -25,6 +25,7 @@ _METHODS = {
     "login": "a login",
 }
 """The SDK's name of a way to find credentials -> ours."""
+_NO_DRY_RUNS, _INSPECT = "the service does not know dry runs: it is not AWS KMS", "see whether `modelfs inspect` opens the model"
 _STATES = {
     "Disabled": "is disabled",
     "PendingDeletion": "is pending deletion",
@@ -101,10 +102,12 @@ def _check_decrypt(provider: AwsProvider, model: str | None) -> Check:
     except RefusedError as refusal:
         if refusal.kind is Kind.ALLOWED:
             return Check(name, "ok", "kms:Decrypt is allowed" + (f" for {model}" if model else ""))
+        if refusal.code == "InvalidCiphertextException":
+            return Check(name, "unknown", _NO_DRY_RUNS, _INSPECT)
         advice = "give the host policies/aws-host.json"
         if model is None:
             advice += "; or its policy names a model: then use --config FILE, which says which"
         return Check(name, "error", f"{provider.describe()}: {refusal}", advice)
     except KeyAccessError as exc:
         return Check(name, "unknown", f"whether kms:Decrypt is allowed: {exc}", "the dry run needs a newer boto3, or is not answered there")
-    return Check(name, "unknown", "the service does not know dry runs: it is not AWS KMS", "see whether `modelfs inspect` opens the model")
+    return Check(name, "unknown", _NO_DRY_RUNS, _INSPECT)

@@ -296,7 +296,7 @@ class _Conversation:
         where = self._connection.where
         if isinstance(exc, ClientError):
             return KeyServiceError(f"no credentials for {where}: {exc.operation_name} was refused; may this host assume the role?")
-        if isinstance(exc, KeyAccessError | TimeoutError | _MISCONFIGURED):
+        if isinstance(exc, (KeyAccessError, TimeoutError, *_MISCONFIGURED)):
             return self._explain(exc)
         return KeyServiceError(f"no credentials for {where} ({type(exc).__name__}): see docs/AWS.md for where they are looked for")
 

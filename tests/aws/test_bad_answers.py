@@ -96,7 +96,7 @@ def test_requests_name_our_key_and_the_context(impostor: Impostor) -> None:
     assert [impostor.what_of(request) for request in impostor.requests if b64encode(DEK) in request.body] == ["Encrypt"]
 
 
-OUTAGES = {code: error(code) for code, (kind, _reason) in ANSWERS.items() if kind is Kind.OUTAGE}
+OUTAGES = {code: error(code) for code, (kind, _reason) in ANSWERS.items() if kind in (Kind.OUTAGE, Kind.ALLOWED)}
 UNREACHABLE: dict[str, bytes | Misbehave] = {
     **OUTAGES,
     "an unknown error": error("SomethingNewException"),
@@ -168,7 +168,7 @@ def test_unreachable(impostor: Impostor, name: str) -> None:
     assert len(impostor.sent("Decrypt")) == 1, "a proof is one attempt"
 
 
-DENIED = [code for code, (kind, _reason) in ANSWERS.items() if kind is not Kind.OUTAGE]
+DENIED = [code for code, (kind, _reason) in ANSWERS.items() if kind in (Kind.DENIED, Kind.ENTRY)]
 
 
 @pytest.mark.parametrize("code", DENIED)
