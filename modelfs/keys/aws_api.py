@@ -5,6 +5,7 @@ verifies nothing if AWS_CA_BUNDLE is empty; its loggers write bodies of requests
 the services that it gets credentials from.
 """
 
+import encodings.idna  # noqa: F401  else each prover would import it, to look a name up
 import ipaddress
 import logging
 import os

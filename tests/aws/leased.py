@@ -14,7 +14,12 @@ from tests.leases.impostor import server_context
 from tests.leases.outages import impostor
 from tests.leases.switch import Switch
 from tests.leases.tls import TlsFront
-from tests.leases.watching import RENEW_S, TTL_S, Wanted, seal_for
+from tests.leases.watching import RENEW_S, Wanted, seal_for
+
+LONG_S = 30.0
+"""A lease for what does not wait for its end."""
+PROOF_TIMEOUT_S = 2.0
+"""Emulators, TLS and a dozen mounts share the machine's processors with the proofs. No bound depends on it."""
 
 
 @contextlib.contextmanager
@@ -50,9 +55,10 @@ class Leased:
         with variables(self.environment):
             self.sealed = seal_for(provider(self.key), keys, base)
 
-    def wanted(self, switch: Switch | None = None, reference: str = "", ttl_s: float = TTL_S) -> Wanted:
+    def wanted(self, switch: Switch | None = None, reference: str = "", ttl_s: float = LONG_S) -> Wanted:
         """A mount of it."""
         options: list[object] = ["--kek", f"awskms:{reference or self.key}", "--renew-every", RENEW_S, "--ttl", ttl_s]
+        options += ["--proof-timeout", PROOF_TIMEOUT_S]
         address = {"AWS_ENDPOINT_URL_KMS": switch.address} if switch is not None else {}
         return Wanted(self.sealed, options, {**self.environment, **address})
 

@@ -15,9 +15,8 @@ from modelfs.format.keysfile import keys_file
 from modelfs.keys.vault_session import boottime
 from tests.aws.emulators import Emulator, provider, running
 from tests.aws.leased import DENIALS, Leased, variables
-from tests.aws.outages import NAMES, run_outages
+from tests.aws.outages import NAMES, TTL_S, run_outages
 from tests.helpers import KeySet
-from tests.leases.outages import TTL_S
 from tests.leases.watching import RENEW_S, Watcher, mounts, pause
 from tests.mount.conftest import wait_until
 from tests.vault.measure import line

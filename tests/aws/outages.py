@@ -14,13 +14,15 @@ from tests.aws.impostor import KEY_ARN, error, reply
 from tests.aws.leased import Leased
 from tests.helpers import KeySet
 from tests.leases.impostor import Misbehave, server_context
-from tests.leases.outages import REFUSED, TTL_S, WRONG_CA, bad_answers, impostor, live_through
+from tests.leases.outages import REFUSED, WRONG_CA, bad_answers, impostor, live_through
 from tests.leases.switch import Switch
 from tests.leases.watching import Outage, Outcome, Wanted
 from tests.vault.server import dev_vault
 
 AT_ONCE = 7
 """Mounts: a proof takes 50 ms of a processor."""
+TTL_S = 10.0
+"""Longer than it takes to make seven mounts at once, each of which imports the SDK, on a busy machine."""
 STOPPED = "server stopped (SIGSTOP)"
 WRONG_BYTES, OTHER_KEY = "wrong key bytes", "another key's bytes"
 ALARMS = (WRONG_BYTES, OTHER_KEY)

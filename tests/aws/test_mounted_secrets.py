@@ -14,6 +14,7 @@ from modelfs.trust.release import read_keys
 from tests.aws.emulators import SECRET_KEY, Emulator, credentials_file, provider
 from tests.aws.impostor import KEY_ARN, error, reply
 from tests.aws.leased import Leased, variables
+from tests.aws.outages import TTL_S
 from tests.helpers import KeySet
 from tests.leases.impostor import server_context
 from tests.leases.outages import impostor
@@ -45,7 +46,7 @@ def test_a_whole_life_at_debug_level(
         "what somebody answered": OTHER,
         **{f"blob key of {entry.path}": entry.blob_key for entry in index.files},
     }
-    wanted = leased.wanted(ttl_s=6.0)
+    wanted = leased.wanted(ttl_s=TTL_S)
     mounted = mount(wanted.sealed, *wanted.options, "--log-level", "debug", "--audit", tmp_path / "audit", environment=wanted.environment)
     assert (mounted.path / FILE).read_bytes() == PLAIN
     said = [modelfs("status", mounted.path, "--json").stdout.encode()]
@@ -66,6 +67,7 @@ def test_a_whole_life_at_debug_level(
     with impostor(context, error("AccessDeniedException", f"User is not allowed, with {TOKEN}")) as port:
         leased.switch.lead_to(port)
         wait_until(lambda: not mounted.is_attached(), 10, "the revocation")
+        wait_until(lambda: b'"revoked"' in (tmp_path / "audit").read_bytes(), 10, "its line in the audit log")
     leased.close()
     log, audit = (mounted.state_dir / "demo.log").read_bytes(), (tmp_path / "audit").read_bytes()
     assert b"DEBUG proof: " in log, "the log is not at debug level"

@@ -106,7 +106,7 @@ def asked(impostor: Impostor) -> dict[str, list[tuple[str, dict[str, str]]]]:
 
 
 def test_there_are_policies() -> None:
-    assert [path.stem for path in FILES] == ["aws-host", "aws-key", "aws-publisher", "aws-publisher-reuse"]
+    assert {path.stem for path in FILES} == {"aws-host", "aws-key", "aws-publisher", "aws-publisher-reuse"}
 
 
 WHO = ["aws-host", "aws-publisher", "aws-publisher-reuse"]

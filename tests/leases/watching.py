@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,11 @@ def mounts(base: Path, wanted: Mapping[str, Wanted]) -> Iterator[dict[str, Mount
         assert top_mount(os.fsencode(path)) is None, f"{path} was left mounted"
 
     with ThreadPoolExecutor(4) as pool:
+        making = {name: pool.submit(make, name) for name in wanted}
         try:
-            yield dict(zip(wanted, pool.map(make, wanted), strict=True))
+            yield {name: each.result() for name, each in making.items()}
         finally:
+            wait(making.values())  # one that is still being made when another has failed is ended, too
             list(pool.map(end, wanted))
 
 
