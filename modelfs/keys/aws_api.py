@@ -89,8 +89,8 @@ class AwsConnection:
         self.login: Login | None = None
         """Temporary credentials to go on with, until they near their end."""
         self.where = f"AWS KMS in {region}" if region else "AWS KMS"
-        self._region = region
-        self._insecure_http = insecure_http
+        self.region = region
+        self.allows_http = insecure_http
         self._now = now
         self._deadline: float | None = None
         self._keep: Callable[[bytes], None] = lambda _: None
@@ -153,14 +153,6 @@ class AwsConnection:
             return within(timeout_s, do)
         except TimeoutError:
             raise KeyServiceError(f"no credentials for {self.where}: where they come from did not answer in time") from None
-
-    @property
-    def region(self) -> str | None:
-        return self._region
-
-    @property
-    def allows_http(self) -> bool:
-        return self._insecure_http
 
 
 @dataclass(frozen=True)
@@ -244,6 +236,7 @@ class _Conversation:
 
     def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         client = self.client(login)
+        self._reply = None
         try:
             answer: dict[str, Any] = getattr(client, operation)(**parameters)
         except ClientError:

@@ -98,7 +98,7 @@ def asked(impostor: Impostor) -> dict[str, list[tuple[str, dict[str, str]]]]:
     host = since(0)
     start = len(impostor.requests)
     provider(KEY).wrap_key(DEK, context)
-    provider(KEY).rewrap_key(entry, context)
+    provider(KEY)._rewrap_key(entry, context)
     publisher = since(start)
     start = len(impostor.requests)
     provider(KEY).unwrap_key(entry, context)
