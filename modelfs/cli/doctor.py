@@ -55,6 +55,11 @@ def doctor(
         from modelfs.doctor.vault import check_vault
 
         keys = check_vault(kek, settings, lease_ttl_s=lease_ttl_s)
+    elif kek.startswith("gcpkms:"):
+        open_kek(kek)
+        from modelfs.doctor.gcp import check_gcp
+
+        keys = check_gcp(kek)
     elif kek:
         keys = [_check_file(kek)]
     host = check_host(Host(state))

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _PROVIDERS = {
     "file": "modelfs.keys.file",
     "vault": "modelfs.keys.vault",
+    "gcpkms": "modelfs.keys.gcp",
 }
 """Module of each scheme; it has `open_provider(reference)`, for Vault `open_provider(reference, settings)`."""
-_EXTRAS = {"hvac": "vault"}
+_EXTRAS = {"hvac": "vault", "google": "gcp", "google_crc32c": "gcp"}
 """Which extra of modelfs brings a package that is missing."""
 _VAULT_SIGNER = "modelfs.keys.vault_sign"
 HV = "hv:"

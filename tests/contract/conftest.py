@@ -1,5 +1,6 @@
-"""The real server of these tests."""
+"""The servers of these tests."""
 
+from tests.gcp.fixtures import gcp, gcp_login
 from tests.vault.fixtures import server
 
-__all__ = ["server"]
+__all__ = ["gcp", "gcp_login", "server"]
