@@ -242,8 +242,10 @@ def _make_client(endpoint: str | None) -> kms_v1.KeyManagementServiceClient:
 
 def silence() -> None:
     """Keep the library from logging what it sends and gets, whatever the environment asks of it."""
-    for name in ("google", *(found for found in list(logging.Logger.manager.loggerDict) if found.startswith("google."))):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("google").setLevel(logging.CRITICAL)
+    for name, found in list(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("google.") and isinstance(found, logging.Logger) and found.level not in (logging.NOTSET, logging.CRITICAL):
+            found.setLevel(logging.CRITICAL)
 
 
 def _find_refusal(exc: GoogleAPICallError) -> _Refusal | None:

@@ -12,6 +12,7 @@ from modelfs.format.keysfile import Recipient, keys_file, recipient, wrapping_co
 from modelfs.keys.file import generate_kek, open_provider
 from modelfs.keys.gcp import open_provider as open_gcp
 from modelfs.keys.interface import KeyProvider, unwrap_dek
+from tests.aws import emulators
 from tests.gcp.fake import DECRYPT, ENCRYPT, FakeKms
 from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, Server, manifest
 
@@ -31,8 +32,8 @@ class Contender:
     """What must not be in anything that is stored or printed."""
 
 
-@pytest.fixture(params=["file", "vault derived", "vault plain", "gcp"])
-def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
+@pytest.fixture(params=["file", "vault derived", "vault plain", "moto", "ministack", "gcp"])
+def contender(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contender:
     if request.param == "file":
         paths = [tmp_path / "kek-secret-path", tmp_path / "other"]
         for path in paths:
@@ -40,6 +41,13 @@ def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
         return Contender(
             "file", lambda: open_provider(str(paths[0])), lambda: open_provider(str(paths[1])), (paths[0].read_bytes().hex(), "secret-path")
         )
+    if request.param in emulators.NAMES:
+        emulator: emulators.Emulator = request.getfixturevalue(request.param)
+        credentials = emulators.credentials_file(tmp_path / "aws-credentials")
+        emulators.use(monkeypatch, emulators.environment(emulator.address, credentials))
+        arns = [emulator.key() for _ in range(2)]
+        secrets = (emulators.SECRET_KEY, emulators.ACCESS_KEY, emulator.address, str(credentials))
+        return Contender(request.param, lambda: emulators.provider(arns[0]), lambda: emulators.provider(arns[1]), secrets)
     if request.param == "gcp":
         kms: FakeKms = request.getfixturevalue("gcp")
         names = [f"contract-{os.urandom(4).hex()}" for _ in range(2)]
