@@ -60,6 +60,11 @@ def doctor(
         from modelfs.doctor.aws import check_aws
 
         keys = check_aws(kek, settings is not None and settings.insecure_http, file.model)
+    elif kek.startswith("gcpkms:"):
+        open_kek(kek)
+        from modelfs.doctor.gcp import check_gcp
+
+        keys = check_gcp(kek)
     elif kek:
         keys = [_check_file(kek)]
     host = check_host(Host(state))
