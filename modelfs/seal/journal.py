@@ -1,4 +1,4 @@
-"""pending/: what an unfinished seal has decided and finished (docs/FORMAT.md section 7).
+"""pending/: what an unfinished seal or rotation has decided and finished (docs/FORMAT.md section 7).
 
 A storage writer can read and replace these files, and an inference host, whose KEK opens the pending DEK, could be his. So the
 plan and every batch of journal lines are signed by the publisher's own key, which no host has: what was planted is never used.
@@ -166,7 +166,7 @@ class JournalWriter:
                 path=blob.source.path,
                 root=blob.entry.root,
                 size=blob.entry.size,
-                source=list(blob.source.identity),
+                source=source if isinstance(source := blob.source.identity, str) else list(source),
             )
             nonce = self._count.to_bytes(12, "big")
             self._count += 1
@@ -183,10 +183,10 @@ class JournalWriter:
             raise store_error(f"write the journal in {self._store.root}", exc) from exc
 
 
-def discard(store: Store) -> None:
-    """Remove all pending work, the lock apart: plan last, so that a crash leaves it recognisable."""
+def discard(store: Store, keep: str = "") -> None:
+    """Remove all pending work, the lock and the file `keep` apart: plan last, so that a crash leaves it recognisable."""
     for name in store.names("pending"):
-        if name not in ("lock", "plan.json"):
+        if name not in ("lock", "plan.json", keep):
             store.remove(f"pending/{name}")
     store.remove(PLAN)
     with contextlib.suppress(OSError):

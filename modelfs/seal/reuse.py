@@ -11,7 +11,7 @@ from modelfs.format.manifest import BlobEntry, Manifest
 from modelfs.keys.interface import KeyProvider, unwrap_dek
 from modelfs.reader.index import fetch_index, open_index
 from modelfs.reader.verify import verify_blob
-from modelfs.seal.encrypt import Cancelled, FinishedBlob, SealPass, check_unchanged, open_source
+from modelfs.seal.encrypt import Cancelled, FinishedBlob, SealPass, open_source
 from modelfs.seal.scan import SourceFile
 from modelfs.store.local import Store, pread_exact
 from modelfs.trust.release import VerifiedRelease, read_keys
@@ -94,5 +94,5 @@ def _digest_source(seal: SealPass, source: SourceFile) -> str:
             if not pread_exact(fd, part, start):
                 break
             hasher.update(part)
-        check_unchanged(source, fd)
+        source.check_unchanged(fd)
     return hasher.digest().hex()

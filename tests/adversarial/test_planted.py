@@ -63,7 +63,7 @@ class Attacker:
         """Every id, key and root that must not appear in anything that the publisher signs."""
 
     def plan(self, **change: Any) -> Plan:
-        genuine = {"block_size": BLOCK, "digest": "blake3", "format": "modelfs/1", "model": MODEL, "release": 1}
+        genuine = {"block_size": BLOCK, "digest": "blake3", "format": "modelfs/1", "model": MODEL, "release": 1, "rotates": None}
         return Plan(**{**genuine, "key_commitment": key_commitment(self.dek).hex(), "key_id": self.key_id, **change})
 
     def plant_plan(self, signing: Path, **change: Any) -> None:
@@ -249,7 +249,7 @@ JOURNALS: dict[str, tuple[Callable[[Batches], Batches], int]] = {
 def test_journal_is_believed_up_to_the_first_batch_that_is_not_as_signed(
     keys_dir: KeySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Batches], Batches], resumed: int
 ) -> None:
-    monkeypatch.setattr("modelfs.seal.publish._batch", lambda done, most: [done.get()])  # one blob to a batch
+    monkeypatch.setattr("modelfs.seal.making._batch", lambda done, most: [done.get()])  # one blob to a batch
     source, path = write_tree(tmp_path / "src", FILES), tmp_path / "sealed"
     interrupted_seal(keys_dir, source, path)
     (own,) = (path / "pending").glob("journal-*")
