@@ -5,9 +5,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from modelfs.format.envelope import serialize_envelope
 from modelfs.format.fields import ID_SIZE, KEY_SIZE, format_time
 from modelfs.format.geometry import geometry
 from modelfs.format.index import DirEntry, FileEntry, SymlinkEntry, build_index
-from modelfs.format.keysfile import keys_file, wrapping_context
+from modelfs.format.keysfile import KeysFile, keys_file, wrapping_context
 from modelfs.format.limits import FORMAT, MAX_INDEX_SIZE, MAX_MANIFEST_SIZE
 from modelfs.format.manifest import MANIFEST_TYPE, BlobEntry, DigestName, Manifest, Plan
 from modelfs.keys.interface import KeyProvider
@@ -47,7 +47,8 @@ class SealRequest:
 
     model: str
     release: int
-    provider: KeyProvider
+    providers: Sequence[KeyProvider]
+    """The KEKs that the release is wrapped for; the first that can opens what is there already."""
     signer: Signer
     digest: DigestName
     block_size: int
@@ -158,7 +159,7 @@ class _Seal:
             )
             earlier: EarlierBlobs | None = None
             if previous is not None:
-                found = earlier_blobs(self._store, previous, self._request.provider, seal)
+                found = earlier_blobs(self._store, previous, self._request.providers, seal)
                 if isinstance(found, str):
                     self._report.notes.append(f"no blob of release {previous.manifest.release} is reused: {found}")
                 else:
@@ -178,17 +179,22 @@ class _Seal:
         wanted = (request.model, request.release, request.block_size, request.digest)
         pending = None
         if (plan.model, plan.release, plan.block_size, plan.digest) == wanted:
-            pending = journal.resume(self._store, plan, request.provider, request.signer)
+            pending = journal.resume(self._store, plan, request.providers, request.signer)
         if pending is None:
             self._report.notes.append(f"the unfinished seal of release {plan.release} is not this one: started anew")
-        return pending
+            return None
+        # What lies in pending/ is unsigned, and not published: whose KEK opens it could have added a stranger.
+        return replace(pending, keys=self._wrap(pending.dek, plan.key_id))
+
+    def _wrap(self, dek: bytes, key_id: str) -> KeysFile:
+        context = wrapping_context(self._request.model, key_id)
+        return keys_file([provider.wrap_key(dek, context) for provider in self._request.providers])
 
     def _begin(self) -> journal.Pending:
         journal.discard(self._store)
         entropy = self._around.entropy
         dek, key_id = entropy(KEY_SIZE), entropy(ID_SIZE).hex()
-        context = wrapping_context(self._request.model, key_id)
-        keys = keys_file([self._request.provider.wrap_key(dek, context)])
+        keys = self._wrap(dek, key_id)
         plan = Plan(
             block_size=self._request.block_size,
             digest=self._request.digest,
