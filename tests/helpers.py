@@ -119,7 +119,7 @@ def seal(
     request = SealRequest(
         model=model,
         release=release,
-        provider=open_provider(str(kek or keys.kek)),
+        providers=[open_provider(str(kek or keys.kek))],
         signer=load_signer(signing or keys.signing),
         digest=digest,  # type: ignore[arg-type]
         block_size=block_size,

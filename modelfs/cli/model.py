@@ -17,7 +17,7 @@ from modelfs.cli.values import check_release, default_state_dir, parse_block_siz
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, VerificationError
 from modelfs.format.manifest import Manifest
-from modelfs.keys import open_kek, open_signer
+from modelfs.keys import open_kek, open_keks, open_signer
 from modelfs.keys.interface import unwrap_dek
 from modelfs.store.local import MANIFEST, Store
 from modelfs.trust.host_state import HostState
@@ -68,7 +68,10 @@ def seal(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Where the sealed model goes.")],
     model: Annotated[str, typer.Option("--model", help="Name of the model; hosts must name it to mount it.")],
     release: Annotated[int, typer.Option("--release", help="Release number; must grow.")],
-    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY.")],
+    kek: Annotated[
+        list[str],
+        typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY; may be repeated."),
+    ],
     sign_key: Annotated[str, typer.Option("--sign-key", metavar="KEY", help="Signing key: a PEM file, or hv:NAME/VERSION in a Vault.")],
     trust: Trust,
     digest: Annotated[Digest, typer.Option("--digest", help="Digest of blocks and files.")] = Digest.blake3,
@@ -93,12 +96,12 @@ def seal(
 
     now = datetime.now(UTC)
     settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    provider = open_kek(kek, settings)
+    providers = open_keks(kek, settings)
     request = SealRequest(
         model=parse_model(model),
         release=check_release(release),
-        provider=provider,
-        signer=open_signer(sign_key, settings, provider),
+        providers=providers,
+        signer=open_signer(sign_key, settings, next((each for each in providers if each.scheme == "vault"), None)),
         digest=digest.value,
         block_size=parse_block_size(block_size),
         expires=parse_expiry(expires, now) if expires else None,

@@ -1,12 +1,15 @@
 """Key providers: who wraps and unwraps DEKs. A provider's module is imported only when its scheme is used."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from modelfs.errors import ConfigError
+from modelfs.format.limits import MAX_RECIPIENTS
 from modelfs.keys.interface import KeyProvider
 from modelfs.keys.vault_settings import VaultSettings
 
@@ -45,6 +48,63 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
         return open_vault(reference, settings)
     open_provider: Callable[[str], KeyProvider] = module.open_provider
     return open_provider(reference)
+
+
+MAX_KEKS = 8
+"""KEKs of one host. A proof asks one after the other within a second or so: more would have no time to answer."""
+
+
+@dataclass(frozen=True)
+class Kek:
+    """One of a host's KEKs, not opened yet: holds no secret."""
+
+    uri: str
+    vault: VaultSettings | None
+    """Where its Vault is and how to log in there."""
+    name: str
+    """The URI; with the service's address where the host has that URI at two."""
+
+    def open(self) -> KeyProvider:
+        """As `open_kek`."""
+        return open_kek(self.uri, self.vault)
+
+
+def list_keks(wanted: Sequence[tuple[str, VaultSettings | None]]) -> tuple[Kek, ...]:
+    """A host's KEKs in order of preference, from URIs with the settings of each. Asks nobody.
+
+    Raises:
+        ConfigError: None, too many, or one twice.
+    """
+    if not wanted:
+        raise ConfigError("no KEK is named: use --kek URI, for example --kek file:/etc/modelfs/kek")
+    if len(wanted) > MAX_KEKS:
+        raise ConfigError(f"{len(wanted)} KEKs are named, and a host may have {MAX_KEKS}: leave some out")
+    for one, count in Counter(wanted).items():
+        if count > 1:
+            raise ConfigError(f"the KEK {one[0]} is named twice: name it once")
+    uses = Counter(uri for uri, _ in wanted)
+
+    def name(uri: str, vault: VaultSettings | None) -> str:
+        return uri if uses[uri] == 1 or vault is None else f"{uri} at {vault.address or 'VAULT_ADDR'}"
+
+    return tuple(Kek(uri, vault, name(uri, vault)) for uri, vault in wanted)
+
+
+def open_keks(uris: Sequence[str], settings: VaultSettings | None = None) -> list[KeyProvider]:
+    """Providers of several KEKs, for a command; errors as `open_kek`.
+
+    Raises:
+        ConfigError: None, too many, or one twice, by whatever path.
+    """
+    if not uris:
+        raise ConfigError("no KEK is named: use --kek URI, for example --kek file:/etc/modelfs/kek")
+    if len(uris) > MAX_RECIPIENTS:
+        raise ConfigError(f"{len(uris)} KEKs are named, and a model has at most {MAX_RECIPIENTS} recipients: leave some out")
+    providers = [open_kek(uri, settings) for uri in uris]
+    for one, count in Counter(provider.describe() for provider in providers).items():
+        if count > 1:
+            raise ConfigError(f"the KEK {one} is named twice: name it once")
+    return providers
 
 
 def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> "Signer":

@@ -8,6 +8,7 @@ The lines are encrypted too, because they hold blob keys.
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelfs.crypto.aead import decrypt_record, encrypt_record
@@ -22,7 +23,8 @@ from modelfs.format.journal import JournalRecord
 from modelfs.format.keysfile import KeysFile, parse_keys
 from modelfs.format.limits import KIB, MAX_KEYS_SIZE, MAX_PLAN_SIZE, MIB
 from modelfs.format.manifest import PLAN_TYPE, BlobEntry, Plan, parse_plan
-from modelfs.keys.interface import KeyProvider, unwrap_dek
+from modelfs.keys.interface import KeyProvider
+from modelfs.keys.several import unwrap_by_any
 from modelfs.seal.encrypt import Entropy, FinishedBlob
 from modelfs.store.local import Store, store_error
 
@@ -80,11 +82,11 @@ def read_plan(store: Store, signer: Signer) -> Plan | None:
         return None
 
 
-def resume(store: Store, plan: Plan, provider: KeyProvider, signer: Signer) -> Pending | None:
-    """The pending work of a verified plan, or None if its keys cannot be opened by `provider`."""
+def resume(store: Store, plan: Plan, providers: Sequence[KeyProvider], signer: Signer) -> Pending | None:
+    """The pending work of a verified plan, or None if none of `providers` opens its keys."""
     try:
         keys = parse_keys(store.read_file(KEYS, MAX_KEYS_SIZE), KEYS)
-        dek = unwrap_dek(provider, keys, plan)
+        dek, _kek = unwrap_by_any(providers, keys, plan)
     except KeyServiceError:
         raise  # later it may open them: what is finished is not thrown away for an outage
     except (StoreError, FormatError, KeyAccessError):

@@ -1,6 +1,7 @@
 """`modelfs seal`: from a scanned source to a release."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,8 @@ class SealRequest:
 
     model: str
     release: int
-    provider: KeyProvider
+    providers: Sequence[KeyProvider]
+    """The KEKs that the release is wrapped for; the first that can opens what is there already."""
     signer: Signer
     digest: DigestName
     block_size: int
@@ -94,12 +96,12 @@ def _seal(store: Store, tree: SourceTree, request: SealRequest, around: Surround
     report = SealReport(request.model, request.release, len(tree.files), tree.size)
     wanted = Wanted(request.model, request.release, request.block_size, request.digest)
     archive_current(store)
-    pending = resume_work(store, wanted, request.provider, request.signer, previous, report.notes) or begin_work(
-        store, wanted, request.provider, request.signer, around.entropy
+    pending = resume_work(store, wanted, request.providers, request.signer, previous, report.notes) or begin_work(
+        store, wanted, request.providers, request.signer, around.entropy
     )
     remove_unnamed_blobs(store, list(kept_manifests(store).values()))
     with workers(store, wanted, around) as (seal, files):
-        earlier = _earlier(store, previous, request.provider, seal, report.notes)
+        earlier = _earlier(store, previous, request.providers, seal, report.notes)
 
         def make(source: SourceFile) -> Made:
             reused = reuse_blob(seal, earlier, source) if earlier else None
@@ -120,11 +122,11 @@ def _seal(store: Store, tree: SourceTree, request: SealRequest, around: Surround
 
 
 def _earlier(
-    store: Store, previous: VerifiedRelease | None, provider: KeyProvider, seal: SealPass, notes: list[str]
+    store: Store, previous: VerifiedRelease | None, providers: Sequence[KeyProvider], seal: SealPass, notes: list[str]
 ) -> EarlierBlobs | None:
     if previous is None:
         return None
-    found = earlier_blobs(store, previous, provider, seal)
+    found = earlier_blobs(store, previous, providers, seal)
     if isinstance(found, str):
         notes.append(f"no blob of release {previous.manifest.release} is reused: {found}")
         return None

@@ -2,16 +2,16 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from modelfs.crypto.kdf import key_commitment
 from modelfs.crypto.signing import Signer
 from modelfs.format.fields import ID_SIZE, KEY_SIZE
-from modelfs.format.keysfile import keys_file, wrapping_context
+from modelfs.format.keysfile import KeysFile, keys_file, wrapping_context
 from modelfs.format.limits import FORMAT
 from modelfs.format.manifest import DigestName, Plan
 from modelfs.keys.interface import KeyProvider
@@ -44,7 +44,7 @@ class Wanted:
 
 
 def resume_work(
-    store: Store, wanted: Wanted, provider: KeyProvider, signer: Signer, previous: VerifiedRelease | None, notes: list[str]
+    store: Store, wanted: Wanted, providers: Sequence[KeyProvider], signer: Signer, previous: VerifiedRelease | None, notes: list[str]
 ) -> journal.Pending | None:
     """What an interrupted run of the same has left, or None; `notes` is told if it was something else."""
     plan = journal.read_plan(store, signer)
@@ -52,19 +52,20 @@ def resume_work(
         return None  # nothing, something planted, or left over from a release that was published
     pending = None
     if Wanted(plan.model, plan.release, plan.block_size, plan.digest, plan.rotates) == wanted:
-        pending = journal.resume(store, plan, provider, signer)
+        pending = journal.resume(store, plan, providers, signer)
     if pending is None:
         what = "seal" if plan.rotates is None else "rotation"
         notes.append(f"the unfinished {what} of release {plan.release} is not this one: started anew")
-    return pending
+        return None
+    # What lies in pending/ is unsigned, and not published: whose KEK opens it could have added a stranger.
+    return replace(pending, keys=_wrap(pending.dek, plan.model, plan.key_id, providers))
 
 
-def begin_work(store: Store, wanted: Wanted, provider: KeyProvider, signer: Signer, entropy: Entropy) -> journal.Pending:
+def begin_work(store: Store, wanted: Wanted, providers: Sequence[KeyProvider], signer: Signer, entropy: Entropy) -> journal.Pending:
     """Discard what is pending; draw a DEK, wrap it and record the plan, durably."""
     journal.discard(store)
     dek, key_id = entropy(KEY_SIZE), entropy(ID_SIZE).hex()
-    context = wrapping_context(wanted.model, key_id)
-    keys = keys_file([provider.wrap_key(dek, context)])
+    keys = _wrap(dek, wanted.model, key_id, providers)
     plan = Plan(
         block_size=wanted.block_size,
         digest=wanted.digest,
@@ -77,6 +78,11 @@ def begin_work(store: Store, wanted: Wanted, provider: KeyProvider, signer: Sign
     )
     journal.begin(store, plan, keys, signer)
     return journal.Pending(plan, dek, keys, [])
+
+
+def _wrap(dek: bytes, model: str, key_id: str, providers: Sequence[KeyProvider]) -> KeysFile:
+    context = wrapping_context(model, key_id)
+    return keys_file([provider.wrap_key(dek, context) for provider in providers])
 
 
 @contextmanager

@@ -273,7 +273,7 @@ def test_publishers_signature_does_not_cover_another_batch(scene: Scene) -> None
     """A holder of the DEK puts lines of his own over the signature that the publisher gave for his."""
     signer = load_signer(scene.keys.signing)
     with Store(scene.path) as store:
-        pending = journal.resume(store, scene.plan, scene.keys.provider(), signer)
+        pending = journal.resume(store, scene.plan, [scene.keys.provider()], signer)
     assert pending is not None
     (own,) = (scene.path / "pending").glob("journal-*")
     signature = own.read_bytes().splitlines(keepends=True)[-1]
@@ -354,7 +354,7 @@ def test_pending_special_files_do_not_hang_and_are_not_followed(scene: Scene, pl
 def test_a_holder_of_the_dek_cannot_have_the_publisher_sign_a_forged_blob(scene: Scene) -> None:
     """DESIGN section 2, row 3: a compromised inference host (it has the KEK) that also writes the storage."""
     with Store(scene.path) as store:
-        pending = journal.resume(store, scene.plan, scene.keys.provider(), load_signer(scene.keys.signing))
+        pending = journal.resume(store, scene.plan, [scene.keys.provider()], load_signer(scene.keys.signing))
     assert pending is not None
     assert pending.records, "the attack needs an unfinished seal with finished files"
     (genuine,) = (scene.path / "pending").glob("journal-*")

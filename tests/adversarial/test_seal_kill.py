@@ -77,7 +77,7 @@ class Ledger:
         with Store(self.path) as store:
             signer = load_signer(self.keys.signing)
             plan = journal.read_plan(store, signer)
-            pending = journal.resume(store, plan, self.keys.provider(), signer) if plan else None
+            pending = journal.resume(store, plan, [self.keys.provider()], signer) if plan else None
         for blob_id, record in pending.records if pending else ():
             if (self.path / "blobs" / blob_id).exists():
                 yield blob_id, bytes.fromhex(record.key)

@@ -39,7 +39,7 @@ class Leased:
         self.auth: AppRole = server.approle(self.role)
         source = write_tree(base / "source", {FILE: PLAIN})
         provider = open_kek(f"vault:{self.key}", server.settings(self.auth))
-        order = SealRequest("demo", 1, provider, load_signer(keys.signing), "blake3", 131072, None, None)
+        order = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
         seal_model(scan_source(source, False), base / "sealed", order, Surroundings(now=NOW))
         self.sealed = Sealed(base / "sealed", source, keys)
 
