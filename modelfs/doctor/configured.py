@@ -188,6 +188,8 @@ def _check_login(vault: VaultSettings) -> Check:
 def _secret_files(vault: VaultSettings) -> list[tuple[Path, str, bool]]:
     """Path, what it is, and whether others may read it."""
     auth = vault.auth
+    if auth is None:
+        return []
     if isinstance(auth, AppRole):
         return [(auth.role_id_file, "role id", False), (auth.secret_id_file, "secret id", False)]
     if isinstance(auth, Certificate):

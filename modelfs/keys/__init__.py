@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from modelfs.crypto.signing import Signer
 
 _PROVIDERS = {
+    "awskms": "modelfs.keys.aws",
     "file": "modelfs.keys.file",
     "vault": "modelfs.keys.vault",
 }
-"""Module of each scheme; it has `open_provider(reference)`, for Vault `open_provider(reference, settings)`."""
-_EXTRAS = {"hvac": "vault"}
+"""Module of each scheme; it has `open_provider(reference)`, for Vault with the settings, for AWS with what they say of plain http."""
+_EXTRAS = {"hvac": "vault", "boto3": "aws", "botocore": "aws"}
 """Which extra of modelfs brings a package that is missing."""
 _VAULT_SIGNER = "modelfs.keys.vault_sign"
 HV = "hv:"
@@ -46,6 +47,9 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
     if scheme == "vault":
         open_vault: Callable[[str, VaultSettings | None], KeyProvider] = module.open_provider
         return open_vault(reference, settings)
+    if scheme == "awskms":
+        open_aws: Callable[[str, bool], KeyProvider] = module.open_provider
+        return open_aws(reference, settings is not None and settings.insecure_http)
     open_provider: Callable[[str], KeyProvider] = module.open_provider
     return open_provider(reference)
 

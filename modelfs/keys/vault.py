@@ -154,7 +154,7 @@ def connect(settings: VaultSettings | None, clock: Callable[[], float] = boottim
     Raises:
         ConfigError: No settings, no address, or one that is not allowed.
     """
-    if settings is None:
+    if settings is None or settings.auth is None:
         raise ConfigError(
             "a key in a Vault needs to know how to log in: use --vault-auth, for example --vault-auth token:/run/modelfs/token"
         )

@@ -10,6 +10,7 @@ from modelfs.errors import KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.format.keysfile import Recipient, keys_file, recipient, wrapping_context
 from modelfs.keys.file import generate_kek, open_provider
 from modelfs.keys.interface import KeyProvider, unwrap_dek
+from tests.aws import emulators
 from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, Server, manifest
 
 Make = Callable[[], KeyProvider]
@@ -28,8 +29,8 @@ class Contender:
     """What must not be in anything that is stored or printed."""
 
 
-@pytest.fixture(params=["file", "vault derived", "vault plain"])
-def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
+@pytest.fixture(params=["file", "vault derived", "vault plain", "moto", "ministack"])
+def contender(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contender:
     if request.param == "file":
         paths = [tmp_path / "kek-secret-path", tmp_path / "other"]
         for path in paths:
@@ -37,6 +38,13 @@ def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
         return Contender(
             "file", lambda: open_provider(str(paths[0])), lambda: open_provider(str(paths[1])), (paths[0].read_bytes().hex(), "secret-path")
         )
+    if request.param in emulators.NAMES:
+        emulator: emulators.Emulator = request.getfixturevalue(request.param)
+        credentials = emulators.credentials_file(tmp_path / "aws-credentials")
+        emulators.use(monkeypatch, emulators.environment(emulator.address, credentials))
+        arns = [emulator.key() for _ in range(2)]
+        secrets = (emulators.SECRET_KEY, emulators.ACCESS_KEY, emulator.address, str(credentials))
+        return Contender(request.param, lambda: emulators.provider(arns[0]), lambda: emulators.provider(arns[1]), secrets)
     server: Server = request.getfixturevalue("server")
     keys = [server.key(derived=request.param == "vault derived") for _ in range(2)]
     auths = [server.token_file(server.policy(key)) for key in keys]
