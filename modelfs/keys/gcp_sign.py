@@ -1,8 +1,8 @@
 """A publisher's signing key that stays in Google Cloud KMS, by securesystemslib's GCPSigner. EC_SIGN_P256_SHA256 or EC_SIGN_P384_SHA384.
 
 `gcpkms:projects/P/locations/L/keyRings/R/cryptoKeys/K/cryptoKeyVersions/V`. Roles: cloudkms.publicKeyViewer and cloudkms.signer.
-Credentials: what Google's library finds (GOOGLE_APPLICATION_CREDENTIALS, gcloud's, a machine's). A checksum more would add nothing: every signature is
-verified under the public key that was shown.
+Credentials: what Google's library finds (GOOGLE_APPLICATION_CREDENTIALS, gcloud's, a machine's). A checksum more would add nothing:
+every signature is verified under the public key that was shown.
 """
 
 import logging
@@ -33,7 +33,7 @@ class CloudSigner(GCPSigner):
         self.hash_algorithm = public_key.get_hash_algorithm_name()
         self.gcp_keyid = name
         self._public_key = public_key
-        self.client = client
+        self.client: Any = client
 
 
 class Client:
