@@ -22,7 +22,7 @@ from modelfs.keys.signer_options import SignerOptions
 
 TIMEOUT_S = 10
 _URI = re.compile(r"azurekms:(//([a-z0-9][a-z0-9.-]{1,200})/keys/([A-Za-z0-9-]{1,127})/([0-9a-f]{32}))")
-_BOUNDED: dict[str, Any] = {"connection_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retry_total": 0, "logging_enable": False}
+BOUNDED: dict[str, Any] = {"connection_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retry_total": 0, "logging_enable": False}
 
 
 class KeyVaultSigner(AzureSigner):
@@ -53,8 +53,8 @@ def open_signer(uri: str, _options: SignerOptions) -> KeyVaultSigner:
     for name in ("azure", "msal", "urllib3"):  # they log requests and answers
         logging.getLogger(name).setLevel(logging.CRITICAL)
     credential = DefaultAzureCredential()
-    keys = KeyClient(f"https://{found[2]}", credential, **_BOUNDED)
-    crypto = CryptographyClient(f"https:{found[1]}", credential, **_BOUNDED)
+    keys = KeyClient(f"https://{found[2]}", credential, **BOUNDED)
+    crypto = CryptographyClient(f"https:{found[1]}", credential, **BOUNDED)
     return bind(uri, found[3], found[4], keys, crypto)
 
 
@@ -65,7 +65,7 @@ def bind(uri: str, name: str, version: str, keys: Any, crypto: Any) -> KeyVaultS
     except AzureError as exc:
         raise _explain("show", uri, exc) from None
     try:
-        public_key = signing_key_from_point(str(key.crv), bytes(key.x), bytes(key.y))
+        public_key = signing_key_from_point(str(getattr(key.crv, "value", key.crv)), bytes(key.x), bytes(key.y))
     except (ValueError, TypeError, AttributeError):
         raise KeyAccessError(f"the key {uri} is no EC key on P-256 or P-384: make one of these") from None
     return KeyVaultSigner(uri, public_key, crypto)
