@@ -21,7 +21,7 @@ from modelfs.seal.retention import collect_garbage
 from modelfs.seal.work import Surroundings
 from modelfs.store.local import Store
 from modelfs.trust.release import VerifiedRelease, read_release
-from tests.helpers import MODEL, NOW, KeySet, Sealed, manifest_payload, rotate, seal, write_tree
+from tests.helpers import BLOCK, MODEL, NOW, KeySet, Sealed, manifest_payload, rotate, seal, write_tree
 
 FILES = {"a": os.urandom(20_000), "b": os.urandom(9000), "c": b""}
 
@@ -220,7 +220,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("damage", "text"), DAMAGE.values(), ids=DAMAGE)
 def test_what_is_not_whole_is_not_signed(scene: Scene, damage: Callable[[Path], None], text: str) -> None:
-    damage(next(file for file in sorted((scene.path / "blobs").iterdir()) if file.with_name(f"{file.name}.digests").exists()))
+    named = [blob["id"] for blob in json.loads(manifest_payload(scene.waiting))["blobs"] if blob["size"] > BLOCK]
+    damage(scene.path / "blobs" / named[0])
     scene.refuses(VerificationError, f"1 fault.*{text}.*nothing was signed")
 
 
