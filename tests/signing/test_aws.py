@@ -44,7 +44,7 @@ def test_an_alias_that_is_pointed_at_another_key(ministack: Emulator) -> None:
     signer = open_signer("awskms:alias/release", HTTP)
     sign_payload(b"payload", TYPE, signer)
     ministack.admin().update_alias(AliasName="alias/release", TargetKeyId=second)
-    with pytest.raises(KeyServiceError, match="no signature of it, so nothing was published"):
+    with pytest.raises(KeyServiceError, match="no signature of it: nothing was published"):
         sign_payload(b"payload", TYPE, signer)
 
 
@@ -52,7 +52,7 @@ def test_a_service_that_signs_something_else(moto: Emulator, tmp_path: Path, mon
     """moto hashes what is a digest already."""
     use(monkeypatch, environment(moto.address, credentials_file(tmp_path / "credentials")))
     signer = open_signer(f"awskms:{moto.key(KeySpec='ECC_NIST_P256', KeyUsage='SIGN_VERIFY')}", HTTP)
-    with pytest.raises(KeyServiceError, match="no signature of it, so nothing was published"):
+    with pytest.raises(KeyServiceError, match="no signature of it: nothing was published"):
         sign_payload(b"payload", TYPE, signer)
 
 
