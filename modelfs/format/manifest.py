@@ -64,7 +64,7 @@ class Manifest(canonical.StrictModel):
 
 
 class Plan(canonical.StrictModel):
-    """What an unfinished seal has decided; signed, so that nobody who writes the store can plant one."""
+    """What an unfinished seal or rotation has decided; signed, so that nobody who writes the store can plant one."""
 
     block_size: BlockSize
     digest: DigestName
@@ -73,6 +73,8 @@ class Plan(canonical.StrictModel):
     key_id: HexId
     model: ModelName
     release: Release
+    rotates: HexDigest | None
+    """SHA-256 of the signed payload of the release that is encrypted anew; None for a seal."""
 
 
 def parse_manifest(payload: bytes) -> Manifest:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,7 @@ from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
-from modelfs.keys import load_provider, open_kek
-from modelfs.keys.vault_settings import VaultSettings
+from modelfs.keys import Kek, load_provider
 from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
 from modelfs.mount.teardown import Proof, tear_down
@@ -59,7 +58,8 @@ class MountRequest:
     sealed: Path
     mountpoint: Path
     model: str
-    kek: str
+    keks: tuple[Kek, ...]
+    """In order of preference."""
     trusted: TrustedKeys
     minimum_release: int
     workers: int
@@ -69,7 +69,6 @@ class MountRequest:
     audit: Path | None
     audit_required: bool
     lease: LeasePolicy
-    vault: VaultSettings | None
 
 
 def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
@@ -118,13 +117,13 @@ def _mount(
         if Path(os.path.realpath(request.audit.parent)).is_relative_to(mountpoint):
             raise ConfigError(f"the audit log {request.audit} lies where the model is to be mounted: name another with --audit")
         manifest = release.manifest
-        subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
+        subject = AuditSubject(manifest.model, manifest.release, ", ".join(kek.name for kek in request.keks), mountpoint)
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
         held.callback(os.close, audit.log.fd)
-    fence, key_page, rows = Fence(), KeyPage(), Rows()
+    fence, key_page, rows = Fence(), KeyPage(len(request.keks)), Rows()
     held.callback(os.close, rows.fd)
     held.callback(key_page.wipe_all)
-    prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
+    prover = Prover(request.keks, pinned, str(sealed), key_page, rows)
     try:
         first = prover.first(PROVE_SECONDS)
     except KeyDeniedError as exc:
@@ -172,13 +171,15 @@ def _serve(
     loop = ControlLoop(share.fence, ours, lease, audit, notifier)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
-    load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
+    for kek in request.keks:
+        load_provider(kek.uri)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),
         manifest.model,
         manifest.release,
-        request.kek,
+        loop.lease.kek or request.keks[0].name,
+        [kek.name for kek in request.keks],
         share.session.device,
         os.getpid(),
         warden,
@@ -223,6 +224,8 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
         warden.key_version = key_version
         proof = warden.run()
         if os.getppid() != control:
+            if audit is not None and warden.kek is not None:
+                audit.subject = replace(audit.subject, kek=warden.kek)
             _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
         return MountLostError.exit_code if proof.reason == "control died" else 0
 

@@ -29,7 +29,7 @@ FILE = "model.bin"
 def seal_for(provider: KeyProvider, keys: KeySet, base: Path) -> Sealed:
     """The model that a Watcher reads, wrapped for one KEK, in `base`/sealed."""
     source = write_tree(base / "source", {FILE: PLAIN})
-    order = SealRequest("demo", 1, provider, load_signer(keys.signing), "blake3", 131072, None, None)
+    order = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
     seal_model(scan_source(source, False), base / "sealed", order, Surroundings(now=NOW))
     return Sealed(base / "sealed", source, keys)
 
