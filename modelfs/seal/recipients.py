@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from modelfs.crypto.signatures import TrustedKeys
-from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, LimitExceededError
+from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError, LimitExceededError
 from modelfs.format.canonical import serialize
 from modelfs.format.keysfile import KeysFile, Recipient, keys_file, wrapping_context
 from modelfs.format.limits import MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_UNWRAP_TRIES
@@ -70,6 +70,7 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
 
         new = [provider for provider in added if not has(provider)]
         if not new:
+            _check_claims(added, entries, manifest)
             hint = (
                 "" if all(provider.is_name_global for provider in added) else "; if it is another Vault's key, tell it apart by a --label"
             )
@@ -178,6 +179,17 @@ def _change(subject: Subject, edit: Callable[[Manifest, list[Recipient], Change]
             )
         store.write_file(f"keys/{manifest.key_commitment}.json", data)
     return change
+
+
+def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], manifest: Manifest) -> None:
+    """Anybody can write an entry that claims a KEK: it is no recipient before it opens."""
+    for provider in providers:
+        try:
+            unwrap_by_any([provider], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        except KeyServiceError:
+            raise
+        except KeyAccessError as exc:
+            raise ConfigError(f"an entry claims the KEK {provider.describe()}, and does not open: {exc}; remove it first") from None
 
 
 def _open(openers: Sequence[KeyProvider], keys: KeysFile, manifest: Manifest) -> bytes:
