@@ -32,7 +32,6 @@ from tests.vault.server import CONTEXT, DEK, Server, manifest, running_server, w
 from tests.vault.switch import Switch
 
 RENEW_S, TTL_S = 1.0, 6.0
-TWO_VAULTS = "the same name in two Vaults"
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +84,21 @@ class Region:
     def speak(self) -> None:
         self.switch.lead_to(self.server.vault.port)
 
-    def tables(self) -> str:
+    def table(self, address: str, login: str) -> str:
         """Of a configuration file."""
-        return (
-            f'[[kek]]\nuri = "{self.uri}"\n[kek.vault]\naddress = "{self.switch.address}"\nca_file = "{self.server.vault.ca.path}"\n'
-            f'[kek.vault.auth]\nmethod = "approle"\nrole_id_file = "{self.auth.role_id_file}"\nsecret_id_file = "{self.auth.secret_id_file}"\n'
-        )
+        where = f'address = "{address}"\nca_file = "{self.server.vault.ca.path}"\n'
+        return f'[[kek]]\nuri = "{self.uri}"\n[kek.vault]\n{where}[kek.vault.auth]\n{login}\n'
+
+    def of_host(self) -> str:
+        """The host's table."""
+        files = f'role_id_file = "{self.auth.role_id_file}"\nsecret_id_file = "{self.auth.secret_id_file}"'
+        return self.table(self.switch.address, f'method = "approle"\n{files}')
+
+    def of_rewrapper(self) -> str:
+        """The table of somebody who may do nothing but rewrap there."""
+        rules = f'path "transit/rewrap/{self.name}" {{ capabilities = ["update"] }}\n'
+        auth = self.server.token_file(self.server.policy(rules=rules))
+        return self.table(self.server.vault.address, f'method = "token"\npath = "{auth.path}"')
 
 
 @pytest.fixture
@@ -326,7 +334,7 @@ def scene(regions: tuple[Region, Region], keys_dir: KeySet, tmp_path: Path) -> S
         change = add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "b")
     assert [entry.label for entry in change.recipients] == ["", "b"]
     config = tmp_path / "host.toml"
-    config.write_text(f"renew_every = {RENEW_S}\nttl = {TTL_S}\n{a.tables()}{b.tables()}")
+    config.write_text(f"renew_every = {RENEW_S}\nttl = {TTL_S}\n{a.of_host()}{b.of_host()}")
     return Scene(Sealed(tmp_path / "sealed", source, keys_dir), a, b, config, tmp_path / "audit")
 
 
@@ -436,7 +444,7 @@ def test_both_are_rewrapped_and_both_old_versions_shut_off(scene: Scene, mount: 
     with Watcher(mounted) as watcher:
         wait_until(watcher.is_good, 10, "a first read")
         publisher = scene.config.with_name("publisher.toml")
-        publisher.write_text("".join(region_tables(scene, region) for region in (scene.a, scene.b)))
+        publisher.write_text(scene.a.of_rewrapper() + scene.b.of_rewrapper())
         for region in (scene.a, scene.b):
             region.server.root.secrets.transit.rotate_key(region.name)
         done = modelfs("rewrap", scene.sealed.path, "--model", "demo", "--trust", scene.sealed.keys.public, "--config", publisher, "--json")
@@ -451,16 +459,6 @@ def test_both_are_rewrapped_and_both_old_versions_shut_off(scene: Scene, mount: 
         scene.a.speak()
         wait_until(lambda: status(mounted)["kek"] == scene.name(scene.a), 10, "A's grant by its new entry")
     assert watcher.bad() == []
-
-
-def region_tables(scene: Scene, region: Region) -> str:
-    """Of somebody who may do nothing but rewrap there."""
-    rules = f'path "transit/rewrap/{region.name}" {{ capabilities = ["update"] }}\n'
-    auth = region.server.token_file(region.server.policy(rules=rules))
-    return (
-        f'[[kek]]\nuri = "{region.uri}"\n[kek.vault]\naddress = "{region.server.vault.address}"\nca_file = "{region.server.vault.ca.path}"\n'
-        f'[kek.vault.auth]\nmethod = "token"\npath = "{auth.path}"\n'
-    )
 
 
 def test_doctor_asks_every_kek(scene: Scene) -> None:
