@@ -32,13 +32,16 @@ FILE = "model.bin"
 class Leased:
     """A sealed model and the login of the host that mounts it."""
 
-    def __init__(self, server: Server, keys: KeySet, base: Path) -> None:
+    def __init__(self, server: Server, keys: KeySet, base: Path, more: int = 0) -> None:
+        """`more` bytes of zeros beside the file that readers read: the sealed model is that much larger."""
         self.server = server
         self.key = server.key()
         self.policy = server.policy(self.key)
         self.role = server.role(self.policy)
         self.auth: AppRole = server.approle(self.role)
-        source = write_tree(base / "source", {FILE: PLAIN})
+        source = write_tree(base / "source", {FILE: PLAIN, **({"more": b""} if more else {})})
+        if more:
+            os.truncate(source / "more", more)
         provider = open_kek(f"vault:{self.key}", server.settings(self.auth))
         order = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
         seal_model(scan_source(source, False), base / "sealed", order, Surroundings(now=NOW))
