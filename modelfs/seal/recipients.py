@@ -66,15 +66,14 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
 
     def edit(manifest: Manifest, entries: list[Recipient], change: Change) -> list[Recipient]:
         def has(provider: KeyProvider) -> bool:
-            return any(provider.is_recipient(entry) and (provider.is_name_global or entry.label == label) for entry in entries)
+            claims = [entry for entry in entries if provider.is_recipient(entry)]
+            is_known = (bool(claims) and provider.is_name_global) or any(entry.label == label for entry in claims)
+            return is_known or (bool(claims) and _opens(provider, entries, manifest))
 
         new = [provider for provider in added if not has(provider)]
         if not new:
             _check_claims(added, entries, manifest)
-            hint = (
-                "" if all(provider.is_name_global for provider in added) else "; if it is another Vault's key, tell it apart by a --label"
-            )
-            raise ConfigError(f"{', '.join(provider.describe() for provider in added)} is a recipient already{hint}")
+            raise ConfigError(f"{', '.join(provider.describe() for provider in added)} is a recipient already")
         known = [provider for provider in added if any(map(provider.is_recipient, entries))]
         change.notes += [f"{provider.describe()} is a recipient already" for provider in added if provider not in new]
         for provider in new:
@@ -189,7 +188,17 @@ def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], ma
         except KeyServiceError:
             raise
         except KeyAccessError as exc:
-            raise ConfigError(f"an entry claims the KEK {provider.describe()}, and does not open: {exc}; remove it first") from None
+            advice = "remove it first" if provider.is_name_global else "if it is another Vault's key, tell this one apart by a --label"
+            raise ConfigError(f"an entry claims the KEK {provider.describe()}, and does not open: {exc}; {advice}") from None
+
+
+def _opens(provider: KeyProvider, entries: list[Recipient], manifest: Manifest) -> bool:
+    """Whether it is known to open the release; a login that may only wrap cannot know."""
+    try:
+        unwrap_by_any([provider], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+    except KeyAccessError:
+        return False
+    return True
 
 
 def _open(openers: Sequence[KeyProvider], keys: KeysFile, manifest: Manifest) -> bytes:

@@ -332,6 +332,8 @@ def scene(regions: tuple[Region, Region], keys_dir: KeySet, tmp_path: Path) -> S
         with pytest.raises(Exception, match="tell it apart by a --label"):
             add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "")
         change = add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "b")
+        with pytest.raises(Exception, match="is a recipient already"):
+            add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "another label")
     assert [entry.label for entry in change.recipients] == ["", "b"]
     config = tmp_path / "host.toml"
     config.write_text(f"renew_every = {RENEW_S}\nttl = {TTL_S}\n{a.of_host()}{b.of_host()}")
