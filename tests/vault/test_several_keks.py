@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelfs.control.keypage import KeyPage
-from modelfs.errors import KeyAccessError, KeyDeniedError
+from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError
 from modelfs.format.keysfile import KeysFile, keys_file, recipient
 from modelfs.keys import Kek, list_keks, open_kek
 from modelfs.keys.file import generate_kek, open_provider
@@ -329,10 +329,10 @@ def scene(regions: tuple[Region, Region], keys_dir: KeySet, tmp_path: Path) -> S
     seal_model(scan_source(source, False), tmp_path / "sealed", order, Surroundings(now=NOW))
     with Store(tmp_path / "sealed") as store:
         subject = Subject(store, keys_dir.trusted(), "demo")
-        with pytest.raises(Exception, match="tell it apart by a --label"):
+        with pytest.raises(ConfigError, match="tell this one apart by a --label"):
             add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "")
         change = add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "b")
-        with pytest.raises(Exception, match="is a recipient already"):
+        with pytest.raises(ConfigError, match="is a recipient already"):
             add_recipients(subject, [opener], [open_kek(b.uri, b.with_all)], "another label")
     assert [entry.label for entry in change.recipients] == ["", "b"]
     config = tmp_path / "host.toml"
