@@ -26,7 +26,7 @@ from modelfs.store.local import Store
 from tests.helpers import NOW, KeySet, Sealed, load_signer, write_tree
 from tests.mount.conftest import Mounted, modelfs, wait_until
 from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
-from tests.vault.impostor import Impostor, hang, server_context
+from tests.vault.impostor import Impostor, Misbehave, hang, server_context
 from tests.vault.leased import FILE, PLAIN, Watcher, status
 from tests.vault.server import CONTEXT, DEK, Server, manifest, running_server, write_secret
 from tests.vault.switch import Switch
@@ -49,10 +49,23 @@ class Region:
     key: str
 
     def __post_init__(self) -> None:
+        self.impostor: Impostor | None = None
         self.switch = Switch(self.server.vault.port)
         self.policy = self.server.policy(self.key)
         self.auth = self.server.approle(self.server.role(self.policy))
         self.settings = self.server.settings(self.auth, address=self.switch.address)
+
+    def replace_by(self, overrides: dict[str, Misbehave] | None = None, dek: bytes = DEK) -> Impostor:
+        """Somebody with a good certificate answers in the server's place."""
+        context = server_context(*self.server.vault.ca.issue(f"in-place-of-{self.name}", is_server=True))
+        self.impostor = Impostor(context, dek, dict(overrides or {}))
+        self.switch.lead_to(int(self.impostor.address.rpartition(":")[2]))
+        return self.impostor
+
+    def close(self) -> None:
+        self.switch.close()
+        if self.impostor is not None:
+            self.impostor.close()
 
     @property
     def name(self) -> str:
@@ -111,7 +124,7 @@ def regions(server: Server, other_server: Server) -> Iterator[tuple[Region, Regi
         made.append(Region(each, name))
     yield made[0], made[1]
     for region in made:
-        region.switch.close()
+        region.close()
 
 
 # Every row of the table, without a mount.
@@ -162,8 +175,7 @@ def a_is_sealed(a: Region, host: Host) -> None:
 
 
 def a_gives_wrong_bytes(a: Region, host: Host) -> None:
-    context = server_context(*a.server.vault.ca.issue(f"impostor-{a.name}", is_server=True))
-    a.switch.lead_to(int(Impostor(context, b"E" * 32).address.rpartition(":")[2]))
+    a.replace_by(dek=b"E" * 32)
 
 
 def nobody_wrapped_it_for_a(a: Region, host: Host) -> None:
@@ -232,16 +244,11 @@ def test_no_login_is_sent_to_another_service(regions: tuple[Region, Region], hos
     theirs = json.loads(host.page.read_session(1) or b"")["token"]
     ours = json.loads(host.page.read_session(0) or b"")["token"]
     assert theirs != ours
-    context = server_context(*a.server.vault.ca.issue(f"collector-{a.name}", is_server=True))
-    collector = Impostor(context, DEK)
-    try:
-        a.switch.lead_to(int(collector.address.rpartition(":")[2]))
-        assert host.ask().position == 0
-        tokens = {token for _path, token in collector.seen}
-        assert ours in tokens, "A's own login was not gone on with"
-        assert theirs not in tokens
-    finally:
-        collector.close()
+    collector = a.replace_by()
+    assert host.ask().position == 0
+    tokens = {token for _path, token in collector.seen}
+    assert ours in tokens, "A's own login was not gone on with"
+    assert theirs not in tokens
 
 
 def test_a_token_that_was_revoked_during_an_outage_is_not_followed_by_a_new_login(regions: tuple[Region, Region], host: Host) -> None:
@@ -259,17 +266,12 @@ def test_a_token_that_was_revoked_during_an_outage_is_not_followed_by_a_new_logi
 def test_a_silent_one_leaves_time_to_the_next(regions: tuple[Region, Region], host: Host) -> None:
     a, _b = regions
     assert host.ask().position == 0
-    context = server_context(*a.server.vault.ca.issue(f"silent-{a.name}", is_server=True))
-    silent = Impostor(context, DEK, {"": hang})
-    try:
-        a.switch.lead_to(int(silent.address.rpartition(":")[2]))
-        began = time.monotonic()
-        made = host.ask(1.0)
-        assert made.position == 1, made
-        assert 0.4 < time.monotonic() - began < 1.0
-        assert "did not answer within 0.5 s" in made.passed[0]
-    finally:
-        silent.close()
+    a.replace_by({"": hang})
+    began = time.monotonic()
+    made = host.ask(1.0)
+    assert made.position == 1, made
+    assert 0.4 < time.monotonic() - began < 1.0
+    assert "did not answer within 0.5 s" in made.passed[0]
 
 
 def test_an_entry_of_the_same_name_in_the_other_vault_is_in_nobody_s_way(regions: tuple[Region, Region], host: Host) -> None:
