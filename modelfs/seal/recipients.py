@@ -83,7 +83,7 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
                 )
         if len(entries) + len(new) > MAX_RECIPIENTS:
             raise ConfigError(f"a model has at most {MAX_RECIPIENTS} recipients, and this one has {len(entries)}: remove some first")
-        dek = _open([*openers, *known], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        dek = _open([*openers, *known], keys_file(entries), manifest)
         context = wrapping_context(manifest.model, manifest.key_id)
         change.changed = [provider.wrap_key(dek, context).model_copy(update={"label": label}) for provider in new]
         return [*entries, *change.changed]
@@ -118,9 +118,12 @@ def remove_recipients(
             raise ConfigError(f"{named} is {len(found)} recipients: say which with --label")
         if len(found) == len(entries):
             raise ConfigError(f"{named} is the last recipient, without which nobody opens the model: add another one first")
-        _open(openers, KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        _open(openers, keys_file(entries), manifest)
         change.changed = found
-        return [entry for entry in entries if entry not in found]
+        rest = [entry for entry in entries if entry not in found]
+        if not any(_opens(provider, rest, manifest) for provider in openers):
+            change.notes.append("none of the recipients that are left was seen to open the model: try one now (`modelfs inspect --kek`)")
+        return rest
 
     return _change(subject, edit)
 
@@ -146,11 +149,12 @@ def rewrap(subject: Subject, providers: Sequence[KeyProvider]) -> Change:
                 )
             fresh: dict[int, Recipient] = {}
             for place in places:
+                made, faults[place] = None, "it does not open to the key that the publisher committed to"
                 try:
-                    made = provider.rewrap_key(entries[place], context, agrees) if place in places[:MAX_UNWRAP_TRIES] else None
-                    faults[place] = "it does not open to the key that the publisher committed to"
+                    if place in places[:MAX_UNWRAP_TRIES]:
+                        made = provider.rewrap_key(entries[place], context, agrees)
                 except EntryRefusedError as exc:
-                    made, faults[place] = None, str(exc)
+                    faults[place] = str(exc)
                 if made is not None:
                     fresh[place] = now[place] = made
             if not fresh:
@@ -184,7 +188,7 @@ def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], ma
     """Anybody can write an entry that claims a KEK: it is no recipient before it opens."""
     for provider in providers:
         try:
-            unwrap_by_any([provider], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+            unwrap_by_any([provider], keys_file(entries), manifest)
         except KeyServiceError:
             raise
         except KeyAccessError as exc:
@@ -195,7 +199,7 @@ def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], ma
 def _opens(provider: KeyProvider, entries: list[Recipient], manifest: Manifest) -> bool:
     """Whether it is known to open the release; a login that may only wrap cannot know."""
     try:
-        unwrap_by_any([provider], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        unwrap_by_any([provider], keys_file(entries), manifest)
     except KeyAccessError:
         return False
     return True
