@@ -26,9 +26,11 @@ PLAIN = os.urandom(3_000_000)
 FILE = "model.bin"
 
 
-def seal_for(provider: KeyProvider, keys: KeySet, base: Path) -> Sealed:
-    """The model that a Watcher reads, wrapped for one KEK, in `base`/sealed."""
-    source = write_tree(base / "source", {FILE: PLAIN})
+def seal_for(provider: KeyProvider, keys: KeySet, base: Path, more: int = 0) -> Sealed:
+    """The model that a Watcher reads, wrapped for one KEK, in `base`/sealed; with `more` bytes of zeros in another file."""
+    source = write_tree(base / "source", {FILE: PLAIN, **({"more": b""} if more else {})})
+    if more:
+        os.truncate(source / "more", more)
     order = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
     seal_model(scan_source(source, False), base / "sealed", order, Surroundings(now=NOW))
     return Sealed(base / "sealed", source, keys)
