@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -61,6 +62,13 @@ def fork_child(main: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def return_free_memory() -> None:
+    """Give the system back what this process has freed; the C library keeps some of it otherwise, and forks would inherit it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc's; another C library may have none
+        libc.malloc_trim(0)
 
 
 def close_others(keep: set[int]) -> None:

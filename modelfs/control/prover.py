@@ -1,6 +1,7 @@
 """The prover: a short-lived process, one for each proof, that unwraps the DEK and checks the commitment.
 
-The first one opens the index too and leaves the key in the key page; so does one that ends a lock. Whatever handles a key or a
+The first one opens the index too, writes the table that workers read instead of it, and leaves the key in the key page; so does
+one that ends a lock. Whatever handles a key or a
 token in Python is a process that ends; control only learns granted, denied or no answer. A prover that is not done by its
 deadline is killed.
 """
@@ -8,7 +9,6 @@ deadline is killed.
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,10 +24,13 @@ from modelfs.control.process import fork_child, kill_child, wait_child
 from modelfs.control.sandbox import confine_prover
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.canonical import serialize
-from modelfs.format.index import DirEntry, FileEntry, Index
+from modelfs.format.fields import ID_SIZE
 from modelfs.format.keysfile import KeysFile, parse_keys
+from modelfs.format.manifest import Manifest
 from modelfs.keys.interface import Grant, KeyProvider
 from modelfs.reader.index import open_index
+from modelfs.reader.table import NewTable
+from modelfs.reader.table_pages import encrypt_pages
 from modelfs.store.local import Store
 from modelfs.trust.release import read_keys
 
@@ -84,13 +87,18 @@ class Prover:
         self._rows = rows
         self._pid: int | None = None
 
-    def first(self, timeout_s: float) -> Answer:
+    def first(self, manifest: Manifest, index_ciphertext: bytes, timeout_s: float) -> Answer:
         """The proof that opens the mount.
+
+        Args:
+            manifest: Verified, with its blobs.
+            index_ciphertext: From `fetch_index`.
+            timeout_s: For the proof and for opening the index.
 
         Raises:
             ModelfsError: It was not granted; the child's own error class and sentence.
         """
-        pid, reading = self._start(self._open_first, timeout_s)
+        pid, reading = self._start(lambda: self._open_first(manifest, index_ciphertext))
         try:
             code = wait_child(pid, timeout_s + SLACK_S)
             if code is None:
@@ -133,7 +141,7 @@ class Prover:
             self._pid = None
 
     async def _run(self, action: Callable[[], Answer], timeout_s: float) -> Answer:
-        pid, reading = self._start(action, timeout_s)
+        pid, reading = self._start(action)
         self._pid = pid
         fd = os.pidfd_open(pid)
         try:
@@ -145,7 +153,7 @@ class Prover:
             os.close(fd)
             os.close(reading)
 
-    def _start(self, action: Callable[[], Answer], timeout_s: float) -> tuple[int, int]:
+    def _start(self, action: Callable[[], Answer]) -> tuple[int, int]:
         reading, writing = os.pipe()
 
         def main() -> int:
@@ -166,12 +174,12 @@ class Prover:
 
     # -- in the child
 
-    def _open_first(self) -> Answer:
+    def _open_first(self, manifest: Manifest, index_ciphertext: bytes) -> Answer:
         sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-        pinned = self._pinned
-        grant = self._grant(parse_keys(pinned.keys_data()), False, 60.0)
-        index = open_index(pinned.index_ciphertext(), pinned.manifest, grant.dek)
-        self._rows.write(_rows(index))
+        grant = self._grant(parse_keys(self._pinned.keys_data()), False, 60.0)
+        table = NewTable(open_index(index_ciphertext, manifest, grant.dek), manifest)
+        self._rows.write(table.shapes)
+        fill_pin(self._pinned.table_fd, encrypt_pages(table.plaintext, grant.dek, os.urandom(ID_SIZE)))
         self._key_page.write(grant.dek)
         return _granted(grant, sent_at_s)
 
@@ -214,12 +222,3 @@ def _read_answer(reading: int) -> Answer:
         return Answer(**{**fields, "verdict": Verdict(fields["verdict"])})
     except (BlockingIOError, ValueError, TypeError, KeyError):
         return Answer(Verdict.NO_ANSWER, reason="the proof was not done by its deadline", error="KeyServiceError")
-
-
-def _rows(index: Index) -> list[tuple[int, int]]:
-    return [
-        (entry.size, stat.S_IFREG | entry.mode)
-        if isinstance(entry, FileEntry)
-        else (0, (stat.S_IFDIR | entry.mode) if isinstance(entry, DirEntry) else stat.S_IFLNK | 0o777)
-        for entry in index.entries
-    ]

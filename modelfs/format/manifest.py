@@ -63,6 +63,11 @@ class Manifest(canonical.StrictModel):
         return geometry(blob.size, self.block_size)
 
 
+def without_blobs(manifest: Manifest) -> Manifest:
+    """A manifest that names none but the index: what a long-lived process keeps once the other blobs lie elsewhere."""
+    return manifest.model_copy(update={"blobs": [manifest.index_blob]})
+
+
 class Plan(canonical.StrictModel):
     """What an unfinished seal has decided; signed, so that nobody who writes the store can plant one."""
 
