@@ -9,7 +9,7 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,6 +62,16 @@ def fork_child(main: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Make very many objects that are all kept: the garbage collector would go through them again and again and find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def return_free_memory() -> None:

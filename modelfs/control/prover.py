@@ -20,7 +20,7 @@ import trio
 import modelfs.errors
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
-from modelfs.control.process import fork_child, kill_child, wait_child
+from modelfs.control.process import fork_child, kill_child, wait_child, without_collector
 from modelfs.control.sandbox import confine_prover
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.canonical import serialize
@@ -177,7 +177,8 @@ class Prover:
     def _open_first(self, manifest: Manifest, index_ciphertext: bytes) -> Answer:
         sent_at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         grant = self._grant(parse_keys(self._pinned.keys_data()), False, 60.0)
-        table = NewTable(open_index(index_ciphertext, manifest, grant.dek), manifest)
+        with without_collector():
+            table = NewTable(open_index(index_ciphertext, manifest, grant.dek), manifest)
         self._rows.write(table.shapes)
         fill_pin(self._pinned.table_fd, encrypt_pages(table.plaintext, grant.dek, os.urandom(ID_SIZE)))
         self._key_page.write(grant.dek)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelfs.format.canonical import StrictModel
+from modelfs.format.canonical import CanonicalModel
 from modelfs.format.fields import FileSize, HexDigest
 from modelfs.format.index import Path
 
@@ -12,7 +12,7 @@ Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime (ns) of a source file: equal means unchanged."""
 
 
-class JournalRecord(StrictModel):
+class JournalRecord(CanonicalModel):
     """One finished blob: on disk, fsynced, from a source that did not change."""
 
     digest: HexDigest

@@ -9,7 +9,7 @@ from modelfs.format.fields import Base64, decode_base64, encode_base64
 from modelfs.format.limits import FORMAT, MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_WRAPPED_SIZE
 
 
-class Recipient(canonical.StrictModel):
+class Recipient(canonical.CanonicalModel):
     """Who can unwrap a DEK. `wrapped` is opaque to everybody but the key provider of `scheme`."""
 
     key_ref: str
@@ -37,7 +37,7 @@ class Recipient(canonical.StrictModel):
         return decode_base64(self.wrapped)
 
 
-class KeysFile(canonical.StrictModel):
+class KeysFile(canonical.CanonicalModel):
     """All recipients of one DEK."""
 
     format: Literal["modelfs/1/keys"]

@@ -25,7 +25,7 @@ from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.loop import Audit, ControlLoop, MountFacts
 from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, empty_pin, pin
-from modelfs.control.process import close_others, fork_child, harden, kill_child, return_free_memory, wait_child
+from modelfs.control.process import close_others, fork_child, harden, kill_child, return_free_memory, wait_child, without_collector
 from modelfs.control.prover import Prover
 from modelfs.control.sandbox import confine_control, confine_warden, missing, needed_to_read
 from modelfs.control.socket import canonical_mountpoint, listen, mountpoint_lock, socket_path
@@ -105,7 +105,8 @@ def _mount(
     sealed = Path(os.path.realpath(request.sealed))
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
-        release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
+        with without_collector():
+            release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
         check_minimum(release.manifest, request.minimum_release)
         state = HostState(request.state_dir)
         state.check(release)

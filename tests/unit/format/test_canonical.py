@@ -6,7 +6,7 @@ from modelfs.errors import FormatError, LimitExceededError, UnsupportedVersionEr
 from modelfs.format import canonical
 
 
-class Sample(canonical.StrictModel):
+class Sample(canonical.CanonicalModel):
     a: int
     b: str
     format: str = "modelfs/1"
