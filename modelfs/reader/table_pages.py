@@ -37,7 +37,7 @@ class TablePages:
         head = bytearray(_HEAD_SIZE)
         size = int.from_bytes(head[ID_SIZE:], "big") if pread_exact(fd, memoryview(head), 0) else 0
         try:
-            self._shape = geometry(size, PAGE_SIZE)
+            self._shape = geometry(size or -1, PAGE_SIZE)
         except ValueError:
             raise BlockAuthError("the table of this mount is damaged") from None
         self._fd = fd
