@@ -44,7 +44,8 @@ def manifest_of(index: Index) -> Manifest:
     blobs.append(BlobEntry(id="f" * 32, root="0" * 64, size=1234))
     return Manifest(
         blobs=sorted(blobs, key=lambda blob: blob.id), block_size=4096, cipher="AES-256-GCM", created="2025-06-01T12:00:00Z",
-        digest="blake3", expires=None, format="modelfs/1", index="f" * 32, key_commitment="0" * 64, key_id="0" * 32, model="demo", release=1,
+        digest="blake3", expires=None, format="modelfs/1", index="f" * 32, key_commitment="0" * 64, key_id="0" * 32, model="demo",
+        release=1,
     )  # fmt: skip
 
 
