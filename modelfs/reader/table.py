@@ -26,7 +26,9 @@ _ROW_SIZE = 128
 _ROWS_PER_PAGE = PAGE_SIZE // _ROW_SIZE
 _HEADER = struct.Struct("<16sQQQ")
 _MAGIC = b"modelfs/1/table\0"
-_ENTRY = struct.Struct("<IIIIIHHQQ")
+_ENTRY = struct.Struct("<IIIIIIHxxQQ")
+_NAME = struct.Struct("<II")
+"""The beginning of an `_ENTRY`: all that a step of a binary search looks at."""
 _BLOB = struct.Struct("<16s32s32s")
 _BLOB_AT = _ENTRY.size
 
@@ -34,17 +36,17 @@ _BLOB_AT = _ENTRY.size
 class Row(NamedTuple):
     """One entry, all but its name and the blob."""
 
-    parent: int
-    """Inode of its directory; the root's is the root."""
     name_at: int
     """Where in the heap its name starts."""
+    name_size: int
+    parent: int
+    """Inode of its directory; the root's is the root."""
     first: int
     """Of a directory: inode of its first child. Of a symlink: where in the heap its target starts."""
     child_count: int
     """Of a directory: how many children."""
     links: int
     """st_nlink: 2 and one for each subdirectory, or 1."""
-    name_size: int
     mode: int
     """Type and sealed permission bits."""
     mtime_ns: int
@@ -101,8 +103,10 @@ class Table:
 
     def name(self, inode: int) -> bytes:
         """The last component of an existing entry's path; the root's is empty."""
-        row = self._existing(inode)
-        return self._text(row.name_at, row.name_size)
+        if not ROOT_INODE <= inode <= self._count:
+            raise ValueError(f"no inode {inode}")
+        page, slot = divmod(inode, _ROWS_PER_PAGE)
+        return self._text(*_NAME.unpack_from(self._pages.page(page), slot * _ROW_SIZE))
 
     def path(self, inode: int) -> str:
         """The whole path of an existing entry, for messages."""
@@ -182,8 +186,8 @@ class NewTable:
         first, count, links, size = 0, 0, 1, 0
         if isinstance(entry, FileEntry):
             mode, size = stat.S_IFREG | entry.mode, entry.size
-            blob, root, key = (bytes.fromhex(text) for text in (entry.blob, self._roots[entry.blob], entry.key))
-            _BLOB.pack_into(self._rows, at + _BLOB_AT, blob, root, key)
+            blob = bytes.fromhex(entry.blob + self._roots[entry.blob] + entry.key)
+            self._rows[at + _BLOB_AT : at + _BLOB_AT + _BLOB.size] = blob
         elif isinstance(entry, DirEntry):
             mode = stat.S_IFDIR | entry.mode
             first, count, subdirectories = children or (0, 0, 0)
@@ -192,7 +196,7 @@ class NewTable:
             target = entry.target.encode()
             mode, size, first = stat.S_IFLNK | 0o777, len(target), self._keep(target)
         self.shapes.append((size if stat.S_ISREG(mode) else 0, mode))
-        _ENTRY.pack_into(self._rows, at, parent, self._keep(name), first, count, links, len(name), mode, entry.mtime, size)
+        _ENTRY.pack_into(self._rows, at, self._keep(name), len(name), parent, first, count, links, mode, entry.mtime, size)
 
     def _keep(self, text: bytes) -> int:
         """Where in the heap `text` now lies, within one page."""
