@@ -1,9 +1,8 @@
 """The prover: a short-lived process, one for each proof, that unwraps the DEK and checks the commitment.
 
-The first one opens the index too, writes the table that workers read instead of it, and leaves the key in the key page; so does
-one that ends a lock. Whatever handles a key or a
-token in Python is a process that ends; control only learns granted, denied or no answer. A prover that is not done by its
-deadline is killed.
+The first one opens the index too, and writes the table that workers read in its place. It leaves the key in the key page; so does one
+that ends a lock. Whatever handles a key or a token in Python is a process that ends; control only learns granted, denied or no answer. A
+prover that is not done by its deadline is killed.
 """
 
 import json
@@ -98,7 +97,7 @@ class Prover:
         Raises:
             ModelfsError: It was not granted; the child's own error class and sentence.
         """
-        pid, reading = self._start(lambda: self._open_first(manifest, index_ciphertext))
+        pid, reading = self._start(lambda: self._open_first(manifest, index_ciphertext), timeout_s)
         try:
             code = wait_child(pid, timeout_s + SLACK_S)
             if code is None:
@@ -141,7 +140,7 @@ class Prover:
             self._pid = None
 
     async def _run(self, action: Callable[[], Answer], timeout_s: float) -> Answer:
-        pid, reading = self._start(action)
+        pid, reading = self._start(action, timeout_s)
         self._pid = pid
         fd = os.pidfd_open(pid)
         try:
@@ -153,7 +152,7 @@ class Prover:
             os.close(fd)
             os.close(reading)
 
-    def _start(self, action: Callable[[], Answer]) -> tuple[int, int]:
+    def _start(self, action: Callable[[], Answer], timeout_s: float) -> tuple[int, int]:
         reading, writing = os.pipe()
 
         def main() -> int:
