@@ -91,6 +91,7 @@ class ControlLoop:
         self._since = time.time()
         self._workers: list[int] = []
         self._deaths = 0
+        self._is_crash_loop = False
         self._reason: str | None = None
         self._ending = trio.Event()
         self._ended = trio.Event()
@@ -157,7 +158,7 @@ class ControlLoop:
             if "busy_s" in message:
                 self._watchdog.busy(message["busy_s"])
             if "workers" in message:
-                self._workers, self._deaths = message["workers"], message["deaths"]
+                self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
@@ -316,6 +317,7 @@ class ControlLoop:
         lease, facts = self.lease.lease, self._facts
         error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
         alarm = f"; {self.audit_error}" if self.audit_error else ""
+        alarm += "; workers die as fast as they are started" if self._is_crash_loop else ""
         return (
             f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
         )
@@ -333,5 +335,6 @@ class ControlLoop:
             "audit_error": self.audit_error,
             "workers": self._workers,
             "worker_deaths": self._deaths,
+            "crash_loop": self._is_crash_loop,
             "uptime_s": round(time.time() - self._since, 3),
         }
