@@ -23,9 +23,11 @@ from modelfs.errors import ConfigError
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
+"""A warden that does not begin the unmount by then is ended, and control does it itself."""
+DARKEN_SECONDS = 5.0
+"""The same for a warden that does not begin to darken a locked mount: only it could take the plaintext out of the page cache."""
 LOCK_SECONDS = 20.0
 UNLOCK_SECONDS = 10.0
-"""A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +101,8 @@ class ControlLoop:
         self._nursery: trio.Nursery | None = None
         self._was_dark = False
         self._dark: dict[str, Any] = {}
-        self._lights, self._lit, self._lights_before_dark = 0, 0, -1
-        """How often the warden was told to light the mount, how often it has, and how often it had when it last darkened."""
+        self._lights, self._lit, self._lights_before_darkening, self._lights_before_dark = 0, 0, -1, -1
+        """How often the warden was told to light the mount, and has; and how often it had when it last began to darken, and was done."""
         self._facts: MountFacts
         self._audit = audit
         self.audit_error: str | None = None
@@ -157,6 +159,7 @@ class ControlLoop:
             self._watchdog.answered()
             if "busy_s" in message:
                 self._watchdog.busy(message["busy_s"])
+                self._lights_before_darkening = message["lights"]
             if "workers" in message:
                 self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
@@ -176,6 +179,20 @@ class ControlLoop:
 
     async def _watch_warden(self) -> None:
         await self._watchdog.run()
+        await self._end_silent_warden()
+
+    async def _watch_darkening(self, lights: int) -> None:
+        """The fence has fallen and the keys are gone, but only the warden can take the plaintext out of the page cache."""
+        deadline = trio.current_time() + DARKEN_SECONDS
+        while self._lights_before_darkening < lights and self._lit <= lights:
+            if trio.current_time() >= deadline:
+                await self._end_silent_warden()
+                return
+            await trio.sleep(0.02)
+
+    async def _end_silent_warden(self) -> None:
+        if self._ending.is_set():
+            return  # it is taking the mount down, and says no more until that is done
         logger.error("the warden does not answer")
         await self._end("the warden does not answer")
 
@@ -223,8 +240,10 @@ class ControlLoop:
         """The fence falls at once; the answer waits for the page cache, whose plaintext mappings would go on reading."""
         self.lease.lock()
         with trio.move_on_after(LOCK_SECONDS):
-            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights:
+            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights and self._reason is None:
                 await trio.sleep(0.005)
+        if self._reason is not None:
+            return {"error": f"not locked, but taken down ({self._reason}): see the log, and mount again"}
         is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and not self._dark.get("resident_bytes")
         if self.lease.lease.state is LeaseState.PAUSED and not is_dark:
             return {"error": "locked, and reads fail, but plaintext may be left in the page cache: see the log, or `modelfs unmount`"}
@@ -265,6 +284,8 @@ class ControlLoop:
 
     def _darken(self) -> None:
         self._send({"do": "darken"})
+        if self._nursery is not None:
+            self._nursery.start_soon(self._watch_darkening, self._lights)
 
     def _light(self) -> None:
         self._lights += 1

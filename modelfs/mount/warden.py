@@ -148,7 +148,7 @@ class Warden:
 
     def _darken(self, epoch: int) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
-        self._tell({"busy_s": darken_seconds(self._share, len(self._workers))})
+        self._tell({"busy_s": darken_seconds(self._share, len(self._workers)), "lights": self._lights})
         # Where control has locked, the next key may be in the key page already: then neither that nor a new epoch is ours to end.
         # Only where the lease ran out, and control, stopped or dead, has not said so, is it for us to do.
         fence = self._share.fence
