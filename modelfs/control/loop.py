@@ -244,7 +244,8 @@ class ControlLoop:
                 await trio.sleep(0.005)
         if self._reason is not None:
             return {"error": f"not locked, but taken down ({self._reason}): see the log, and mount again"}
-        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and not self._dark.get("resident_bytes")
+        was_counted = not self._dark.get("resident_bytes") and self._dark.get("not_counted") is None
+        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and was_counted
         if self.lease.lease.state is LeaseState.PAUSED and not is_dark:
             return {"error": "locked, and reads fail, but plaintext may be left in the page cache: see the log, or `modelfs unmount`"}
         return self._status()
