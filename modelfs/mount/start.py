@@ -36,7 +36,7 @@ from modelfs.format.fields import parse_time
 from modelfs.format.manifest import Manifest, without_blobs
 from modelfs.keys import Kek, load_provider
 from modelfs.mount.mountpoint import check_mountpoint
-from modelfs.mount.session import MountOptions, Session, open_session
+from modelfs.mount.session import MountOptions, Session, detach_dead, open_session
 from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
@@ -104,6 +104,8 @@ def _mount(
 ) -> dict[str, Any]:
     """`held` gives back what was opened and wipes the keys: whoever waits for a key service tries this for days."""
     sealed = Path(os.path.realpath(request.sealed))
+    if detach_dead(mountpoint):
+        logger.warning("a dead mount was left at %s: detached", mountpoint)
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
         with without_collector():
