@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.emulators import Emulator
+from tests.aws.emulators import Emulator, use
 from tests.aws.leased import DENIALS, Leased
 from tests.aws.outages import ALARMS, NAMES, TTL_S, run_outages
 from tests.helpers import KeySet
@@ -65,10 +65,11 @@ def test_wrong_bytes_raise_an_alarm_and_nothing_else_does(outcomes: Mapping[str,
 
 
 def test_all_that_a_host_is_told_may_be_in_its_home_directory(
-    ministack: Emulator, authority: Any, keys_dir: KeySet, mount: Callable[..., Mounted], tmp_path: Path
+    ministack: Emulator, authority: Any, keys_dir: KeySet, mount: Callable[..., Mounted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prover is confined, and still reads ~/.aws: profile, region, authorities, endpoint, and credentials by a program of its own."""
     leased = Leased(ministack, authority, keys_dir, tmp_path)
+    use(monkeypatch, {"HOME": str(tmp_path / "home"), "AWS_PROFILE": "models"})
     home = tmp_path / "home"
     (home / ".aws").mkdir(parents=True)
     helper = home / "helper"
@@ -81,7 +82,7 @@ def test_all_that_a_host_is_told_may_be_in_its_home_directory(
     )
     try:
         options = [*leased.wanted(reference=leased.alias).options, "--audit", tmp_path / "audit"]
-        mounted = mount(leased.sealed, *options, environment={"HOME": str(home), "AWS_PROFILE": "models"})
+        mounted = mount(leased.sealed, *options)
         granted = time.monotonic()
         time.sleep(3 * RENEW_S)
         wait_until(lambda: status(mounted)["last_granted_s_ago"] < time.monotonic() - granted, 20, "a proof after the first")
