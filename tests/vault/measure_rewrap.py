@@ -28,7 +28,7 @@ def main() -> None:
         leased = Leased(server, KeySet.generate(base / "keys"), base / "model", int(options.gib * (1 << 30)))
         size = sum(path.stat().st_size for path in (leased.sealed.path / "blobs").iterdir())
         transit = server.root.secrets.transit
-        with mounts(base, {"large": (leased.sealed, leased.options())}) as made, Watcher(made["large"]) as watcher:
+        with mounts(base, {"large": (leased.sealed, leased.options(ttl_s=60))}) as made, Watcher(made["large"]) as watcher:
             wait_until(watcher.is_good, 10, "a first read")
             for run in range(options.runs):
                 transit.rotate_key(leased.key_name)
