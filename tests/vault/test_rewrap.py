@@ -58,18 +58,15 @@ def test_inside_the_service_and_nothing_else(leased: Leased) -> None:
 
 
 def test_the_old_file_no_longer_mounts_and_the_new_one_does(leased: Leased, mount: Callable[..., Mounted], tmp_path: Path) -> None:
-    """A reader reads all the time; rewrapping takes milliseconds and disturbs nobody."""
+    """A reader reads all the time, and is not disturbed. How long it takes is measured (tests/vault/measure_rewrap.py)."""
     old = keys_path(leased).read_bytes()
     mounted = mount(leased.sealed, *leased.options())
     with Watcher(mounted) as watcher:
         rotated(leased.server, leased.key)
-        began = time.monotonic()
         assert leased.rewrap().returncode == 0
-        took = time.monotonic() - began
         leased.server.root.secrets.transit.update_key_configuration(leased.key_name, min_decryption_version=2)
         time.sleep(3)
     assert watcher.bad() == []
-    assert took < 10, "measured for 2 GiB in docs/OPERATIONS.md; here the machine has other work to do"
     mounted.unmount()
     new = keys_path(leased).read_bytes()
     keys_path(leased).write_bytes(old)
