@@ -16,7 +16,7 @@ from securesystemslib.exceptions import UnsupportedAlgorithmError
 from securesystemslib.signer._gcp_signer import GCPSigner
 from securesystemslib.signer._key import SSlibKey
 
-from modelfs.crypto.signing import signing_key_from_pem
+from modelfs.crypto.service_keys import signing_key_from_pem
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.keys.signer_options import SignerOptions
 
