@@ -59,7 +59,7 @@ def doctor(
     keys = [
         replace(check, found=f"{each.name}: {check.found}") if len(keks) > 1 else check
         for each in keks
-        for check in _check_key(each, lease_ttl_s)
+        for check in _check_key(each, lease_ttl_s, file.model)
     ]
     host = check_host(Host(state))
     if config is not None:
@@ -80,13 +80,24 @@ def doctor(
         raise typer.Exit(KeyAccessError.exit_code)
 
 
-def _check_key(kek: Kek, lease_ttl_s: float) -> list[Check]:
-    if kek.uri.startswith("vault:"):
-        kek.open()  # a missing package or a malformed option is an error of its own
-        from modelfs.doctor.vault import check_vault
+def _check_key(kek: Kek, lease_ttl_s: float, model: str | None) -> list[Check]:
+    scheme = kek.uri.partition(":")[0]
+    if scheme not in ("vault", "awskms", "gcpkms"):
+        return [_check_file(kek.uri)]
+    kek.open()  # a missing package or a malformed option is an error of its own
+    match scheme:
+        case "vault":
+            from modelfs.doctor.vault import check_vault
 
-        return check_vault(kek.uri, kek.vault, lease_ttl_s=lease_ttl_s)
-    return [_check_file(kek.uri)]
+            return check_vault(kek.uri, kek.vault, lease_ttl_s=lease_ttl_s)
+        case "awskms":
+            from modelfs.doctor.aws import check_aws
+
+            return check_aws(kek.uri, kek.vault is not None and kek.vault.insecure_http, model)
+        case _:
+            from modelfs.doctor.gcp import check_gcp
+
+            return check_gcp(kek.uri)
 
 
 def _check_file(uri: str) -> Check:

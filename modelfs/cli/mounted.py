@@ -71,6 +71,8 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
         + f", control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
         f"({answer['worker_deaths']} replaced)"
     )
+    if answer.get("crash_loop"):  # an older daemon says nothing of it
+        yield "  crash loop: workers die as fast as they are started, which is once a second now: see the log"
     if answer["last_error"]:
         yield f"  last error: {answer['last_error']}"
     if answer["passed_over"]:

@@ -55,7 +55,9 @@ app = typer.Typer(
 def register(root: typer.Typer) -> None:
     """Add the commands of this module."""
     root.add_typer(app, name="recipients")
-    app.command("list", epilog="Example: modelfs recipients /srv/sealed/llama --trust release.pem.pub")(list_recipients)
+    app.command(
+        "list", epilog="Examples: modelfs recipients list /srv/sealed/llama --trust release.pem.pub | modelfs recipients /srv/sealed/llama"
+    )(list_recipients)
     app.command(
         "add",
         epilog="Example: modelfs recipients add /srv/sealed/llama --model llama --trust release.pem.pub --kek file:new --with file:kek",

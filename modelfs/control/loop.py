@@ -23,9 +23,11 @@ from modelfs.errors import ConfigError
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
+"""A warden that does not begin the unmount by then is ended, and control does it itself."""
+DARKEN_SECONDS = 5.0
+"""The same for a warden that does not begin to darken a locked mount: only it could take the plaintext out of the page cache."""
 LOCK_SECONDS = 20.0
 UNLOCK_SECONDS = 10.0
-"""A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class ControlLoop:
         self._since = time.time()
         self._workers: list[int] = []
         self._deaths = 0
+        self._is_crash_loop = False
         self._reason: str | None = None
         self._ending = trio.Event()
         self._ended = trio.Event()
@@ -101,8 +104,8 @@ class ControlLoop:
         self._nursery: trio.Nursery | None = None
         self._was_dark = False
         self._dark: dict[str, Any] = {}
-        self._lights, self._lit, self._lights_before_dark = 0, 0, -1
-        """How often the warden was told to light the mount, how often it has, and how often it had when it last darkened."""
+        self._lights, self._lit, self._lights_before_darkening, self._lights_before_dark = 0, 0, -1, -1
+        """How often the warden was told to light the mount, and has; and how often it had when it last began to darken, and was done."""
         self._facts: MountFacts
         self._audit = audit
         self.audit_error: str | None = None
@@ -161,8 +164,9 @@ class ControlLoop:
             self._watchdog.answered()
             if "busy_s" in message:
                 self._watchdog.busy(message["busy_s"])
+                self._lights_before_darkening = message["lights"]
             if "workers" in message:
-                self._workers, self._deaths = message["workers"], message["deaths"]
+                self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
@@ -180,6 +184,20 @@ class ControlLoop:
 
     async def _watch_warden(self) -> None:
         await self._watchdog.run()
+        await self._end_silent_warden()
+
+    async def _watch_darkening(self, lights: int) -> None:
+        """The fence has fallen and the keys are gone, but only the warden can take the plaintext out of the page cache."""
+        deadline = trio.current_time() + DARKEN_SECONDS
+        while self._lights_before_darkening < lights and self._lit <= lights:
+            if trio.current_time() >= deadline:
+                await self._end_silent_warden()
+                return
+            await trio.sleep(0.02)
+
+    async def _end_silent_warden(self) -> None:
+        if self._ending.is_set():
+            return  # it is taking the mount down, and says no more until that is done
         logger.error("the warden does not answer")
         await self._end("the warden does not answer")
 
@@ -227,9 +245,12 @@ class ControlLoop:
         """The fence falls at once; the answer waits for the page cache, whose plaintext mappings would go on reading."""
         self.lease.lock()
         with trio.move_on_after(LOCK_SECONDS):
-            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights:
+            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights and self._reason is None:
                 await trio.sleep(0.005)
-        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and not self._dark.get("resident_bytes")
+        if self._reason is not None:
+            return {"error": f"not locked, but taken down ({self._reason}): see the log, and mount again"}
+        was_counted = not self._dark.get("resident_bytes") and self._dark.get("not_counted") is None
+        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and was_counted
         if self.lease.lease.state is LeaseState.PAUSED and not is_dark:
             return {"error": "locked, and reads fail, but plaintext may be left in the page cache: see the log, or `modelfs unmount`"}
         return self._status()
@@ -269,6 +290,8 @@ class ControlLoop:
 
     def _darken(self) -> None:
         self._send({"do": "darken"})
+        if self._nursery is not None:
+            self._nursery.start_soon(self._watch_darkening, self._lights)
 
     def _light(self) -> None:
         self._lights += 1
@@ -333,6 +356,7 @@ class ControlLoop:
         lease, facts = self.lease.lease, self._facts
         error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
         alarm = f"; {self.audit_error}" if self.audit_error else ""
+        alarm += "; workers die as fast as they are started" if self._is_crash_loop else ""
         return (
             f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
         )
@@ -352,5 +376,6 @@ class ControlLoop:
             "audit_error": self.audit_error,
             "workers": self._workers,
             "worker_deaths": self._deaths,
+            "crash_loop": self._is_crash_loop,
             "uptime_s": round(time.time() - self._since, 3),
         }

@@ -1,14 +1,14 @@
 """The prover: a short-lived process, one for each proof, that unwraps the DEK and checks the commitment.
 
-The first one opens the index too and leaves the key in the key page; so does one that ends a lock. Whatever handles a key or a
-token in Python is a process that ends; control only learns granted, denied or no answer. A prover that is not done by its
-deadline is killed.
+The first one opens the index too, and writes the table that workers read in its place. It leaves the key in the key page; so does one
+that ends a lock. Whatever handles a key or a token in Python is a process that ends; control only learns granted, denied or no answer. A
+prover that is not done by its deadline is killed.
 """
 
+import contextlib
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +20,18 @@ import trio
 import modelfs.errors
 from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
-from modelfs.control.process import fork_child, kill_child, wait_child
+from modelfs.control.process import fork_child, kill_child, wait_child, without_collector
 from modelfs.control.sandbox import confine_prover
 from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
 from modelfs.format.canonical import serialize
-from modelfs.format.index import DirEntry, FileEntry, Index
+from modelfs.format.fields import ID_SIZE
 from modelfs.format.keysfile import KeysFile, parse_keys
+from modelfs.format.manifest import Manifest
 from modelfs.keys.interface import Grant
 from modelfs.keys.several import Openable, Round, prove_in_order
 from modelfs.reader.index import open_index
+from modelfs.reader.table import NewTable
+from modelfs.reader.table_pages import encrypt_pages
 from modelfs.store.local import Store
 from modelfs.trust.release import read_keys
 
@@ -105,13 +108,18 @@ class Prover:
         self._rows = rows
         self._pid: int | None = None
 
-    def first(self, timeout_s: float) -> Answer:
+    def first(self, manifest: Manifest, index_ciphertext: bytes, timeout_s: float) -> Answer:
         """The proof that opens the mount.
+
+        Args:
+            manifest: Verified, with its blobs.
+            index_ciphertext: From `fetch_index`.
+            timeout_s: For the proof and for opening the index.
 
         Raises:
             ModelfsError: It was not granted; the child's own error class and sentence.
         """
-        pid, reading = self._start(lambda: self._open_first(timeout_s), timeout_s)
+        pid, reading = self._start(lambda: self._open_first(manifest, index_ciphertext, timeout_s), timeout_s)
         try:
             code = wait_child(pid, timeout_s + SLACK_S)
             if code is None:
@@ -195,11 +203,15 @@ class Prover:
 
     # -- in the child
 
-    def _open_first(self, timeout_s: float) -> Answer:
-        pinned = self._pinned
-        grant, answer = self._grant(parse_keys(pinned.keys_data()), range(len(self._keks)), None, timeout_s)
-        index = open_index(pinned.index_ciphertext(), pinned.manifest, grant.dek)
-        self._rows.write(_rows(index))
+    def _open_first(self, manifest: Manifest, index_ciphertext: bytes, timeout_s: float) -> Answer:
+        for kek in self._keks[1:]:  # one that is malformed is to be found now, and not in the outage that it is there for
+            with contextlib.suppress(KeyAccessError):
+                kek.open()
+        grant, answer = self._grant(parse_keys(self._pinned.keys_data()), range(len(self._keks)), None, timeout_s)
+        with without_collector():
+            table = NewTable(open_index(index_ciphertext, manifest, grant.dek), manifest)
+        self._rows.write(table.shapes)
+        fill_pin(self._pinned.table_fd, encrypt_pages(table.plaintext, grant.dek, os.urandom(ID_SIZE)))
         self._key_page.write(grant.dek)
         return answer
 
@@ -253,12 +265,3 @@ def _read_answer(reading: int) -> Answer:
         return Answer(**{**fields, "verdict": Verdict(fields["verdict"])})
     except (BlockingIOError, ValueError, TypeError, KeyError):
         return Answer(Verdict.NO_ANSWER, reason="the proof was not done by its deadline", error="KeyServiceError")
-
-
-def _rows(index: Index) -> list[tuple[int, int]]:
-    return [
-        (entry.size, stat.S_IFREG | entry.mode)
-        if isinstance(entry, FileEntry)
-        else (0, (stat.S_IFDIR | entry.mode) if isinstance(entry, DirEntry) else stat.S_IFLNK | 0o777)
-        for entry in index.entries
-    ]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelfs.format.canonical import StrictModel
+from modelfs.format.canonical import CanonicalModel
 from modelfs.format.fields import FileSize, HexDigest, HexId
 from modelfs.format.index import Path
 
@@ -14,7 +14,7 @@ SourceId = Identity | str
 """What a blob was made from: a source file, or the earlier blob of this id, which never changes."""
 
 
-class JournalRecord(StrictModel):
+class JournalRecord(CanonicalModel):
     """One finished blob: on disk, fsynced, from a source that did not change."""
 
     digest: HexDigest

@@ -12,7 +12,7 @@ from modelfs.format.limits import FORMAT, MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_WRA
 _VAULT_WRAPPED = re.compile(rb"vault:v([1-9][0-9]{0,8}):[A-Za-z0-9+/]+=*")
 
 
-class Recipient(canonical.StrictModel):
+class Recipient(canonical.CanonicalModel):
     """Who can unwrap a DEK. `wrapped` is opaque to everybody but the key provider of `scheme`."""
 
     key_ref: str
@@ -51,7 +51,7 @@ class Recipient(canonical.StrictModel):
         return int(found[1]) if found else None
 
 
-class KeysFile(canonical.StrictModel):
+class KeysFile(canonical.CanonicalModel):
     """All recipients of one DEK."""
 
     format: Literal["modelfs/1/keys"]

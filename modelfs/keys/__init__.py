@@ -21,9 +21,10 @@ _PROVIDERS = {
     "awskms": "modelfs.keys.aws",
     "file": "modelfs.keys.file",
     "vault": "modelfs.keys.vault",
+    "gcpkms": "modelfs.keys.gcp",
 }
 """Module of each scheme; it has `open_provider(reference)`, for Vault with the settings, for AWS with what they say of plain http."""
-_EXTRAS = {"hvac": "vault", "boto3": "aws", "botocore": "aws", "google": "gcp", "azure": "azure", "pkcs11": "hsm"}
+_EXTRAS = {"hvac": "vault", "boto3": "aws", "botocore": "aws", "google": "gcp", "google_crc32c": "gcp", "azure": "azure", "pkcs11": "hsm"}
 """Which extra of modelfs brings a package that is missing."""
 _SIGNERS = {
     "awskms": "modelfs.keys.aws_sign",

@@ -53,6 +53,11 @@ class AwsProvider(KeyProvider):
         self._now = now
         self.connection = AwsConnection(self._reference.region, insecure_http, now)
 
+    @property
+    def reference(self) -> str:
+        """What the service is told."""
+        return self._reference.text
+
     def describe(self) -> str:
         """`awskms:` and the reference."""
         return f"awskms:{self._reference.text}"
@@ -64,7 +69,7 @@ class AwsProvider(KeyProvider):
 
     def _wrap_key(self, dek: bytes, context: bytes) -> Recipient:
         pairs = encryption_context(context)
-        answer = self._call("encrypt", "wrap with", KeyId=self._reference.text, Plaintext=dek, EncryptionContext=pairs)
+        answer = self._call("encrypt", "wrap with", KeyId=self.reference, Plaintext=dek, EncryptionContext=pairs)
         return self._entry(answer, "")
 
     def _unwrap_key(self, recipient: Recipient, context: bytes) -> bytes | None:
@@ -72,7 +77,7 @@ class AwsProvider(KeyProvider):
         if not 0 < len(wrapped) <= MAX_CIPHERTEXT_SIZE:
             return None  # nothing of this service's: it need not be asked
         pairs = encryption_context(context)
-        answer = self._call("decrypt", "unwrap the key with", KeyId=self._reference.text, CiphertextBlob=wrapped, EncryptionContext=pairs)
+        answer = self._call("decrypt", "unwrap the key with", KeyId=self.reference, CiphertextBlob=wrapped, EncryptionContext=pairs)
         dek = answer.get("Plaintext")
         if not isinstance(dek, bytes):
             raise KeyServiceError(f"the key service {self.connection.where} answered without a key: something stands in between")
@@ -83,7 +88,7 @@ class AwsProvider(KeyProvider):
         wrapped = recipient.wrapped_key
         if not 0 < len(wrapped) <= MAX_CIPHERTEXT_SIZE:
             return None
-        key, pairs = self._reference.text, encryption_context(context)
+        key, pairs = self.reference, encryption_context(context)
         answer = self._call(
             "re_encrypt",
             "rewrap the key with",

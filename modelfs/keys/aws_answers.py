@@ -19,6 +19,8 @@ class Kind(StrEnum):
     ENTRY = "refused"
     """The service does not open this wrapped key: a denial if this mount has opened it before."""
     OUTAGE = "unreachable"
+    ALLOWED = "allowed"
+    """A dry run would have succeeded."""
 
 
 ANSWERS: dict[str, tuple[Kind, str]] = {
@@ -45,8 +47,9 @@ ANSWERS: dict[str, tuple[Kind, str]] = {
     "KMSInternalException": (Kind.OUTAGE, "an internal error"),
     "DependencyTimeoutException": (Kind.OUTAGE, "it waited for something in vain"),
     "KeyUnavailableException": (Kind.OUTAGE, "the key is not available now"),
+    "DryRunOperationException": (Kind.ALLOWED, "a dry run would have succeeded"),
 }
-"""Code of the service -> what it is about, and what is said of it. Any other code is an outage."""
+"""Code of the service -> what it is about, and what is said of it. Any other code is an outage; so is the last without a dry run."""
 
 EXPIRED = frozenset({"ExpiredTokenException", "ExpiredToken"})
 """Credentials that have ended, whatever this host's clock says: others must be found."""

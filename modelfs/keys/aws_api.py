@@ -5,11 +5,14 @@ verifies nothing if AWS_CA_BUNDLE is empty; its loggers write bodies of requests
 the services that it gets credentials from.
 """
 
+import encodings.idna  # noqa: F401  else each prover would import it, to look a name up
 import ipaddress
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,7 +30,6 @@ from botocore.exceptions import (
     ClientError,
     ConfigParseError,
     ConnectionError,
-    CredentialRetrievalError,
     HTTPClientError,
     InvalidConfigError,
     NoCredentialsError,
@@ -43,6 +45,7 @@ from modelfs.keys.aws_login import FULL_LIFE_S, Login, login_of
 
 MAX_ANSWER_SIZE = 256 * 1024
 _METADATA_TIMEOUT_S = 1
+_MISCONFIGURED = (ProfileNotFound, ConfigParseError, InvalidConfigError, PartialCredentialsError)
 _LOGGERS = ("botocore", "boto3", "s3transfer", "urllib3")
 
 T = TypeVar("T")
@@ -86,8 +89,8 @@ class AwsConnection:
         self.login: Login | None = None
         """Temporary credentials to go on with, until they near their end."""
         self.where = f"AWS KMS in {region}" if region else "AWS KMS"
-        self._region = region
-        self._insecure_http = insecure_http
+        self.region = region
+        self.allows_http = insecure_http
         self._now = now
         self._deadline: float | None = None
         self._keep: Callable[[bytes], None] = lambda _: None
@@ -131,19 +134,36 @@ class AwsConnection:
             if refusal.code in EXPIRED:
                 self.login = None
                 self._keep(b"")
-            if refusal.kind is Kind.OUTAGE:
+            if refusal.kind is Kind.OUTAGE or (refusal.kind is Kind.ALLOWED and not parameters.get("DryRun")):
                 raise KeyServiceError(f"the key service {self.where} cannot serve now: {refusal}") from None
             raise
         except TimeoutError:
             raise KeyServiceError(f"the key service {self.where} did not answer in time") from None
 
-    @property
-    def region(self) -> str | None:
-        return self._region
+    def look(self, timeout_s: float) -> "Surroundings":
+        """What the SDK has found, for a person; errors as `call`. Asks for credentials, and not KMS."""
+        deadline = time.monotonic() + timeout_s
 
-    @property
-    def allows_http(self) -> bool:
-        return self._insecure_http
+        def do() -> Surroundings:
+            conversation = _Conversation(self, deadline)
+            login = conversation.log_in(None)
+            return Surroundings(str(conversation.client(login).meta.endpoint_url), login.left_s(self._now()), conversation.method)
+
+        try:
+            return within(timeout_s, do)
+        except TimeoutError:
+            raise KeyServiceError(f"no credentials for {self.where}: where they come from did not answer in time") from None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the SDK has found. No secret."""
+
+    endpoint: str
+    left_s: float
+    """To the end of the credentials; infinite for those without."""
+    method: str
+    """How the SDK calls the way by which it found them."""
 
 
 class _Conversation:
@@ -153,6 +173,8 @@ class _Conversation:
         self._connection = connection
         self._deadline = deadline
         self._reply: Reply | None = None
+        self.method = "held"
+        os.environ.pop("SSLKEYLOGFILE", None)  # the SDK would write the keys of its TLS sessions there
         self._session = botocore.session.Session()
         self._session.register_component("data_loader", _MODELS)
         # Takes the place of the SDK's own sending, for every client of this session.
@@ -179,6 +201,7 @@ class _Conversation:
             found = session.get_credentials()
             if found is None:
                 raise NoCredentialsError
+            self.method = str(getattr(found, "method", "unknown"))
             return login_of(found)
 
         try:
@@ -186,23 +209,18 @@ class _Conversation:
         except Exception as exc:
             if held is not None:
                 return held
-            if isinstance(exc, ClientError):
-                # Not the service's word about the key: the old credentials, if there are any, are used to their end.
-                where = self._connection.where
-                raise KeyServiceError(
-                    f"no credentials for {where}: {exc.operation_name} was refused; may this host assume the role?"
-                ) from None
-            raise self._explain(exc) from None
+            raise self._explain_login(exc) from None
 
-    def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def client(self, login: Login) -> Any:
+        """The SDK's own client of KMS."""
+        config = Config(
+            connect_timeout=self._left_s(),
+            read_timeout=self._left_s(),
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            user_agent_extra="modelfs",
+        )
         try:
-            config = Config(
-                connect_timeout=self._left_s(),
-                read_timeout=self._left_s(),
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                user_agent_extra="modelfs",
-            )
-            client = self._session.create_client(
+            made = self._session.create_client(
                 "kms",
                 region_name=self._connection.region,
                 verify=self._verify(),
@@ -211,7 +229,15 @@ class _Conversation:
                 aws_secret_access_key=login.secret_key,
                 aws_session_token=login.token,
             )
-            self._connection.where = f"AWS KMS in {client.meta.region_name}"
+        except Exception as exc:
+            raise self._explain(exc) from None
+        self._connection.where = f"AWS KMS in {made.meta.region_name}"
+        return made
+
+    def call(self, login: Login, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        client = self.client(login)
+        self._reply = None
+        try:
             answer: dict[str, Any] = getattr(client, operation)(**parameters)
         except ClientError:
             if self._reply is None:
@@ -259,6 +285,15 @@ class _Conversation:
         if not _names_loopback(parts.hostname or ""):
             raise KeyAccessError(f"the endpoint {origin} is plain http to another host, on which keys could be read: use https")
 
+    def _explain_login(self, exc: Exception) -> Exception:
+        """Why there are no credentials. That is not the service's word about the key: those that are held are used to their end."""
+        where = self._connection.where
+        if isinstance(exc, ClientError):
+            return KeyServiceError(f"no credentials for {where}: {exc.operation_name} was refused; may this host assume the role?")
+        if isinstance(exc, (KeyAccessError, TimeoutError, *_MISCONFIGURED)):
+            return self._explain(exc)
+        return KeyServiceError(f"no credentials for {where} ({type(exc).__name__}): see docs/AWS.md for where they are looked for")
+
     def _explain(self, exc: Exception) -> Exception:
         """What became of a call, in words that hold nothing of the request or the answer."""
         if isinstance(exc, KeyAccessError | TimeoutError):
@@ -266,12 +301,10 @@ class _Conversation:
         where = self._connection.where
         if isinstance(exc, NoRegionError):
             return KeyAccessError("no region of AWS KMS: name the key by its ARN, or set AWS_DEFAULT_REGION or the profile's region")
-        if isinstance(exc, ProfileNotFound | ConfigParseError | InvalidConfigError | PartialCredentialsError):
+        if isinstance(exc, _MISCONFIGURED):
             return KeyAccessError(
                 f"the AWS configuration cannot be used ({type(exc).__name__}): see AWS_PROFILE, ~/.aws/config and AWS_CA_BUNDLE"
             )
-        if isinstance(exc, NoCredentialsError | CredentialRetrievalError):
-            return KeyServiceError(f"no credentials for {where} ({type(exc).__name__}): see docs/AWS.md for where they are looked for")
         if isinstance(exc, SSLError):
             return KeyServiceError(
                 f"the key service {where} cannot be used: its certificate is not trusted, or TLS failed; check AWS_CA_BUNDLE"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from modelfs.format.canonical import StrictModel
 
@@ -98,3 +98,10 @@ class VaultSettings(StrictModel):
     """Allow plain http to a loopback address, and nowhere else. Also for the endpoints of other key services."""
     allow_batch_tokens: bool = False
     """Allow logins that nobody can revoke."""
+
+    @model_validator(mode="after")
+    def _says_how_to_log_in(self) -> "VaultSettings":
+        """Whoever names a Vault says how to log in there."""
+        if self.auth is None and self.model_fields_set - {"auth", "insecure_http"}:
+            raise ValueError("vault.auth is missing: say how to log in")
+        return self

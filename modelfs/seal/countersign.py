@@ -20,8 +20,8 @@ from modelfs.seal.growth import EVER, previous_release
 from modelfs.seal.releasing import publish, tidy
 from modelfs.seal.waiting import WAITING
 from modelfs.seal.work import Surroundings
-from modelfs.store.local import Store
-from modelfs.trust.release import VerifiedRelease, read_keys, read_release, verify_release
+from modelfs.store.local import MANIFEST, Store
+from modelfs.trust.release import VerifiedRelease, read_keys, verify_release
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,13 @@ def _sign(store: Store, request: SignRequest, around: Surroundings, show: Callab
 def _published(store: Store, waiting: VerifiedRelease, trusted: TrustedKeys) -> SignReport | None:
     """If a run died between publishing the release that waits and clearing up: clear up."""
     try:
-        current = read_release(store, trusted, model=waiting.manifest.model, now=EVER)
+        envelope = store.read_file(MANIFEST, MAX_MANIFEST_SIZE)
+        current = verify_release(envelope, trusted, model=waiting.manifest.model, now=EVER)
     except (StoreError, FormatError, VerificationError):
         return None
     if current.payload_digest != waiting.payload_digest:
         return None
-    notes = tidy(store, current.envelope, current.manifest.release)
+    notes = tidy(store, envelope, current.manifest.release)
     return SignReport(False, True, list(current.signed_by), ["it was published already", *notes])
 
 

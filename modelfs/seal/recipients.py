@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from modelfs.crypto.signatures import TrustedKeys
-from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, LimitExceededError
+from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError, LimitExceededError
 from modelfs.format.canonical import serialize
 from modelfs.format.keysfile import KeysFile, Recipient, keys_file, wrapping_context
 from modelfs.format.limits import MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_UNWRAP_TRIES
@@ -66,14 +66,14 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
 
     def edit(manifest: Manifest, entries: list[Recipient], change: Change) -> list[Recipient]:
         def has(provider: KeyProvider) -> bool:
-            return any(provider.is_recipient(entry) and (provider.is_name_global or entry.label == label) for entry in entries)
+            claims = [entry for entry in entries if provider.is_recipient(entry)]
+            is_known = (bool(claims) and provider.is_name_global) or any(entry.label == label for entry in claims)
+            return is_known or (bool(claims) and _opens(provider, entries, manifest))
 
         new = [provider for provider in added if not has(provider)]
         if not new:
-            hint = (
-                "" if all(provider.is_name_global for provider in added) else "; if it is another Vault's key, tell it apart by a --label"
-            )
-            raise ConfigError(f"{', '.join(provider.describe() for provider in added)} is a recipient already{hint}")
+            _check_claims(added, entries, manifest)
+            raise ConfigError(f"{', '.join(provider.describe() for provider in added)} is a recipient already")
         known = [provider for provider in added if any(map(provider.is_recipient, entries))]
         change.notes += [f"{provider.describe()} is a recipient already" for provider in added if provider not in new]
         for provider in new:
@@ -83,7 +83,7 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
                 )
         if len(entries) + len(new) > MAX_RECIPIENTS:
             raise ConfigError(f"a model has at most {MAX_RECIPIENTS} recipients, and this one has {len(entries)}: remove some first")
-        dek = _open([*openers, *known], KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        dek = _open([*openers, *known], keys_file(entries), manifest)
         context = wrapping_context(manifest.model, manifest.key_id)
         change.changed = [provider.wrap_key(dek, context).model_copy(update={"label": label}) for provider in new]
         return [*entries, *change.changed]
@@ -118,9 +118,12 @@ def remove_recipients(
             raise ConfigError(f"{named} is {len(found)} recipients: say which with --label")
         if len(found) == len(entries):
             raise ConfigError(f"{named} is the last recipient, without which nobody opens the model: add another one first")
-        _open(openers, KeysFile(format="modelfs/1/keys", recipients=entries), manifest)
+        _open(openers, keys_file(entries), manifest)
         change.changed = found
-        return [entry for entry in entries if entry not in found]
+        rest = [entry for entry in entries if entry not in found]
+        if not any(_opens(provider, rest, manifest) for provider in openers):
+            change.notes.append("none of the recipients that are left was seen to open the model: try one now (`modelfs inspect --kek`)")
+        return rest
 
     return _change(subject, edit)
 
@@ -146,11 +149,12 @@ def rewrap(subject: Subject, providers: Sequence[KeyProvider]) -> Change:
                 )
             fresh: dict[int, Recipient] = {}
             for place in places:
+                made, faults[place] = None, "it does not open to the key that the publisher committed to"
                 try:
-                    made = provider.rewrap_key(entries[place], context, agrees) if place in places[:MAX_UNWRAP_TRIES] else None
-                    faults[place] = "it does not open to the key that the publisher committed to"
+                    if place in places[:MAX_UNWRAP_TRIES]:
+                        made = provider.rewrap_key(entries[place], context, agrees)
                 except EntryRefusedError as exc:
-                    made, faults[place] = None, str(exc)
+                    faults[place] = str(exc)
                 if made is not None:
                     fresh[place] = now[place] = made
             if not fresh:
@@ -178,6 +182,27 @@ def _change(subject: Subject, edit: Callable[[Manifest, list[Recipient], Change]
             )
         store.write_file(f"keys/{manifest.key_commitment}.json", data)
     return change
+
+
+def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], manifest: Manifest) -> None:
+    """Anybody can write an entry that claims a KEK: it is no recipient before it opens."""
+    for provider in providers:
+        try:
+            unwrap_by_any([provider], keys_file(entries), manifest)
+        except KeyServiceError:
+            raise
+        except KeyAccessError as exc:
+            advice = "remove it first" if provider.is_name_global else "if it is another Vault's key, tell this one apart by a --label"
+            raise ConfigError(f"an entry claims the KEK {provider.describe()}, and does not open: {exc}; {advice}") from None
+
+
+def _opens(provider: KeyProvider, entries: list[Recipient], manifest: Manifest) -> bool:
+    """Whether it is known to open the release; a login that may only wrap cannot know."""
+    try:
+        unwrap_by_any([provider], keys_file(entries), manifest)
+    except KeyAccessError:
+        return False
+    return True
 
 
 def _open(openers: Sequence[KeyProvider], keys: KeysFile, manifest: Manifest) -> bytes:

@@ -1,5 +1,5 @@
 """The emulators of these tests."""
 
-from tests.aws.fixtures import ministack, moto
+from tests.aws.fixtures import authority, ministack, moto
 
-__all__ = ["ministack", "moto"]
+__all__ = ["authority", "ministack", "moto"]

@@ -61,12 +61,12 @@ def live_through(base: Path, cases: Mapping[str, tuple[Wanted, Outage]], shift: 
         return dict(zip(cases, pool.map(one, cases), strict=True))
 
 
-def assert_bound(outcome: Outcome) -> None:
+def assert_bound(outcome: Outcome, ttl_s: float = TTL_S) -> None:
     """Reads go on to the lease's end, and not after."""
     earliest, latest = outcome.lease_end
     assert outcome.began < earliest
     assert latest - earliest < 0.5, "the end is not known well enough to say anything"
-    assert earliest <= outcome.began + TTL_S, "a proof after the server was gone has counted"
+    assert earliest <= outcome.began + ttl_s, "a proof after the server was gone has counted"
     good, dark = outcome.good(), outcome.dark()
     assert {sample.errno for sample in dark} == {errno.EKEYEXPIRED}
     assert dark[0].ended >= earliest, "an outage must not end a lease that still runs"

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ PLAIN = os.urandom(3_000_000)
 FILE = "model.bin"
 
 
-def seal_for(provider: KeyProvider, keys: KeySet, base: Path) -> Sealed:
-    """The model that a Watcher reads, wrapped for one KEK, in `base`/sealed."""
-    source = write_tree(base / "source", {FILE: PLAIN})
+def seal_for(provider: KeyProvider, keys: KeySet, base: Path, more: int = 0) -> Sealed:
+    """The model that a Watcher reads, wrapped for one KEK, in `base`/sealed; with `more` bytes of zeros in another file."""
+    source = write_tree(base / "source", {FILE: PLAIN, **({"more": b""} if more else {})})
+    if more:
+        os.truncate(source / "more", more)
     order = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
     seal_model(scan_source(source, False), base / "sealed", order, Surroundings(now=NOW))
     return Sealed(base / "sealed", source, keys)
@@ -120,6 +122,8 @@ class Outcome:
     state: str
     audited: list[str]
     """Kinds of the events in its audit log since then, in order."""
+    reasons: list[str]
+    """Of the renewals that failed."""
 
     def good(self) -> list[Sample]:
         """Before the server came back."""
@@ -161,11 +165,13 @@ def endure(mounted: Mounted, outage: Outage, dark_s: float = 1.5) -> Outcome:
         since = len(watcher.samples)
         wait_until(lambda: len(watcher.samples) > since + 20, 10, "reads after the outage")
     samples = [sample for sample in watcher.samples if sample.started >= began]
-    return Outcome(began, lease_end, over, samples, status(mounted)["state"], _events(mounted)[before_it:])
+    events = _events(mounted)[before_it:]
+    reasons = [event["reason"] for event in events if event["event"] == "renewal failed"]
+    return Outcome(began, lease_end, over, samples, status(mounted)["state"], [event["event"] for event in events], reasons)
 
 
-def _events(mounted: Mounted) -> list[str]:
-    return [json.loads(line)["event"] for line in mounted.facts["audit"].read_text().splitlines()]
+def _events(mounted: Mounted) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in mounted.facts["audit"].read_text().splitlines()]
 
 
 @dataclass(frozen=True)
@@ -198,9 +204,11 @@ def mounts(base: Path, wanted: Mapping[str, Wanted]) -> Iterator[dict[str, Mount
         assert top_mount(os.fsencode(path)) is None, f"{path} was left mounted"
 
     with ThreadPoolExecutor(4) as pool:
+        making = {name: pool.submit(make, name) for name in wanted}
         try:
-            yield dict(zip(wanted, pool.map(make, wanted), strict=True))
+            yield {name: each.result() for name, each in making.items()}
         finally:
+            wait(making.values())  # one that is still being made when another has failed is ended, too
             list(pool.map(end, wanted))
 
 

@@ -116,6 +116,15 @@ def test_parse_is_the_inverse_of_serialize(values: st.SearchStrategy[Any], parse
     assert parse(canonical.serialize(value)) == value
 
 
+@pytest.mark.parametrize("values", [values for values, _ in LAWS.values()], ids=LAWS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_serialize_writes_what_the_specification_says(values: st.SearchStrategy[Any], data: st.DataObject) -> None:
+    """Two writers, the parser's own and the standard library's: sorted fields, no white space, the same escapes."""
+    value = data.draw(values)
+    assert canonical.serialize(value) == canonical.serialize_value(value.model_dump(mode="python"))
+
+
 @st.composite
 def mutations(draw: st.DrawFn, data: bytes) -> bytes:
     """A few edits: flips, insertions (of JSON's own characters often), deletions, copies of a slice elsewhere."""

@@ -27,7 +27,16 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names} | {"__main__": len(LAYERS)}
 """`__main__` only starts the command line."""
 
-ONLY_IN = {"cryptography": "crypto", "pyfuse3": "mount", "hvac": "keys", "boto3": "keys", "botocore": "keys"}
+ONLY_IN = {
+    "cryptography": "crypto",
+    "pyfuse3": "mount",
+    "hvac": "keys",
+    "boto3": "keys",
+    "botocore": "keys",
+    "google": "keys",
+    "google_crc32c": "keys",
+    "requests": "keys",
+}
 NOWHERE = {"random", "pickle", "marshal", "shelve", "dill", "cloudpickle"}
 NOT_IN_FORMAT = {"io", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "fcntl", "mmap", "threading", "trio", "asyncio"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}

@@ -1,6 +1,7 @@
 """A model sealed for a KEK of its own in a real server, mounted with short leases, and what takes it away."""
 
 import contextlib
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from modelfs.keys import open_kek
 from modelfs.keys.vault_settings import AppRole
 from tests.helpers import KeySet
 from tests.leases.watching import FILE, PLAIN, RENEW_S, TTL_S, Outage, Outcome, Sample, Watcher, endure, mounts, pause, seal_for, status
+from tests.mount.conftest import modelfs
 from tests.vault.server import Server
 
 __all__ = [
@@ -20,13 +22,14 @@ __all__ = [
 class Leased:
     """A sealed model and the login of the host that mounts it."""
 
-    def __init__(self, server: Server, keys: KeySet, base: Path) -> None:
+    def __init__(self, server: Server, keys: KeySet, base: Path, more: int = 0) -> None:
+        """`more` bytes of zeros beside the file that readers read: the sealed model is that much larger."""
         self.server = server
         self.key = server.key()
         self.policy = server.policy(self.key)
         self.role = server.role(self.policy)
         self.auth: AppRole = server.approle(self.role)
-        self.sealed = seal_for(open_kek(f"vault:{self.key}", server.settings(self.auth)), keys, base)
+        self.sealed = seal_for(open_kek(f"vault:{self.key}", server.settings(self.auth)), keys, base, more)
 
     @property
     def login(self) -> str:
@@ -47,6 +50,14 @@ class Leased:
                     found.append(accessor)
         assert found
         return found
+
+    def rewrap(self) -> "subprocess.CompletedProcess[str]":
+        """`modelfs rewrap`, by somebody who may do nothing else."""
+        vault, name = self.server.vault, self.key_name
+        auth = self.server.token_file(self.server.policy(rules=f'path "transit/rewrap/{name}" {{ capabilities = ["update"] }}\n'))
+        where = ["--kek", f"vault:{self.key}", "--vault-address", vault.address, "--vault-ca-file", vault.ca.path]
+        what = ["rewrap", self.sealed.path, "--model", "demo", "--trust", self.sealed.keys.public]
+        return modelfs(*what, *where, "--vault-auth", f"token:{auth.path}", "--json")
 
     @property
     def key_name(self) -> str:
