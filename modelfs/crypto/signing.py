@@ -1,22 +1,18 @@
 """Signing keys and the making of DSSE signatures, by securesystemslib (docs/FORMAT.md section 3). For publishers only."""
 
-import logging
 import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicNumbers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_der_public_key,
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.dsse import Envelope
 from securesystemslib.signer._crypto_signer import CryptoSigner
 from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signer import Signer
@@ -27,9 +23,6 @@ from modelfs.errors import ConfigError, KeyServiceError
 from modelfs.format.envelope import EnvelopeRecord, build_envelope
 from modelfs.format.fields import decode_base64
 
-# What its signers log at debug level are requests and answers of key services.
-logging.getLogger("securesystemslib").setLevel(logging.CRITICAL)
-
 __all__ = [
     "Signer",
     "add_signature",
@@ -38,9 +31,6 @@ __all__ = [
     "load_signer",
     "public_pem",
     "sign_payload",
-    "signing_key",
-    "signing_key_from_pem",
-    "signing_key_from_point",
     "trust_signer",
 ]
 
@@ -80,36 +70,6 @@ def load_signer(path: Path) -> CryptoSigner:
 def ed25519_key(raw: bytes) -> SSlibKey:
     """A public key from its 32 bytes; ValueError if they are none."""
     return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
-
-
-def signing_key(der: bytes, what: str) -> SSlibKey:
-    """A public key from its SubjectPublicKeyInfo in DER.
-
-    Raises:
-        ConfigError: It is of a kind that may not sign releases; `what` names it.
-        ValueError: It is no public key.
-    """
-    try:
-        return SSlibKey.from_crypto(check_algorithm(load_der_public_key(der), Path(what)).key)
-    except UnsupportedAlgorithm as exc:
-        raise ValueError("a public key of an unknown kind") from exc
-
-
-def signing_key_from_pem(pem: bytes, what: str) -> SSlibKey:
-    """`signing_key` of the same in PEM."""
-    try:
-        return SSlibKey.from_crypto(check_algorithm(load_pem_public_key(pem), Path(what)).key)
-    except UnsupportedAlgorithm as exc:
-        raise ValueError("a public key of an unknown kind") from exc
-
-
-def signing_key_from_point(curve: str, x: bytes, y: bytes) -> SSlibKey:
-    """A public key from a curve's name, as JWK has it, and the coordinates of a point; ValueError if it is none on P-256 or P-384."""
-    curves = {"P-256": SECP256R1, "P-384": SECP384R1}
-    if curve not in curves:
-        raise ValueError("another curve")
-    numbers = EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curves[curve]())
-    return SSlibKey.from_crypto(numbers.public_key())
 
 
 def public_pem(signer: Signer) -> bytes:
@@ -164,9 +124,9 @@ def add_signature(record: EnvelopeRecord, trusted: TrustedKeys, signer: Signer) 
 
 def _sign(payload: bytes, payload_type: str, signer: Signer) -> tuple[str, bytes]:
     (own,) = trust_signer(signer).keys
-    signature = Envelope(payload, payload_type, {}).sign(signer)
-    raw = bytes.fromhex(signature.signature)
-    if not own.verifies(raw, pre_authentication_encoding(payload, payload_type)):
+    pae = pre_authentication_encoding(payload, payload_type)
+    raw = bytes.fromhex(signer.sign(pae).signature)
+    if not own.verifies(raw, pae):
         raise KeyServiceError(
             "what came back from the signing key is no signature of it: nothing was published; check the key and its service"
         )

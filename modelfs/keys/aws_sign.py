@@ -9,7 +9,7 @@ from securesystemslib.signer._aws_signer import AWSSigner
 from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 
-from modelfs.crypto.signing import signing_key
+from modelfs.crypto.service_keys import signing_key
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.keys.aws import COMMAND_TIMEOUT_S
 from modelfs.keys.aws_answers import Kind, RefusedError

@@ -16,7 +16,7 @@ from securesystemslib.signer._azure_signer import SIGNATURE_ALGORITHMS, AzureSig
 from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 
-from modelfs.crypto.signing import signing_key_from_point
+from modelfs.crypto.service_keys import signing_key_from_point
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.keys.signer_options import SignerOptions
 

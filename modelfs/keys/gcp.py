@@ -36,7 +36,7 @@ T = TypeVar("T")
 _ID = r"[A-Za-z0-9_-]{1,63}"
 _PROJECT = r"[a-z0-9.:-]{1,128}"  # domain-scoped projects have a colon
 _RESOURCE = re.compile(rf"projects/{_PROJECT}/locations/[a-z0-9-]{{1,63}}/keyRings/{_ID}/cryptoKeys/{_ID}")
-_ENDPOINT = re.compile(r"(?=.{1,253}(?::|\Z))[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[1-9][0-9]{0,4})?")
+ENDPOINT = re.compile(r"(?=.{1,253}(?::|\Z))[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[1-9][0-9]{0,4})?")
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 _DENIED = "PERMISSION_DENIED"
@@ -185,7 +185,7 @@ class GcpProvider(KeyProvider):
     def _call_at_once(self, method: str, request: Any) -> Any:
         try:
             if self._client is None:
-                self._client = _make_client(self._endpoint)
+                self._client = make_client(self._endpoint)
             return getattr(self._client, method)(request=request, retry=None, timeout=self._timeout_s)
         except GoogleAPICallError as exc:
             refusal = _find_refusal(exc)
@@ -230,7 +230,8 @@ def _crc32c(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def _make_client(endpoint: str | None) -> kms_v1.KeyManagementServiceClient:
+def make_client(endpoint: str | None) -> kms_v1.KeyManagementServiceClient:
+    """A client that logs nothing and follows no redirect; `endpoint` is HOST[:PORT], or None for Google's own."""
     # At debug level the library writes requests and answers into the log, the DEK among them; and warns of a missing project each time.
     client = kms_v1.KeyManagementServiceClient(transport="rest", client_options={"api_endpoint": endpoint} if endpoint else None)
     silence()
@@ -276,7 +277,7 @@ def open_provider(reference: str) -> GcpProvider:
             f"gcpkms:{reference} does not name a key: use gcpkms:projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY, "
             "without a version"
         )
-    if question and (name != "endpoint" or not _ENDPOINT.fullmatch(endpoint)):
+    if question and (name != "endpoint" or not ENDPOINT.fullmatch(endpoint)):
         raise ConfigError(f"gcpkms:{reference} ends in something unknown: only ?endpoint=HOST[:PORT] may follow the key")
     return GcpProvider(resource, endpoint or None)
 

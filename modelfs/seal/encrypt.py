@@ -92,7 +92,7 @@ class SealPass:
             out = self.store.create_blob(blob_id)
             try:
                 leaves = b"".join(
-                    encrypt_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
+                    write_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
                     for start in range(0, max(1, len(plaintext)), step)
                 )
                 os.fsync(out)
@@ -153,8 +153,8 @@ class SealPass:
                 if shape.size <= step:
                     plain.update(plaintext)
                     self.progress(len(plaintext))
-                    return encrypt_segment(cipher, shape, self.digest, plaintext, start, out)
-                segments.append((self.pool.submit(encrypt_segment, cipher, shape, self.digest, plaintext, start, out), memory))
+                    return write_segment(cipher, shape, self.digest, plaintext, start, out)
+                segments.append((self.pool.submit(write_segment, cipher, shape, self.digest, plaintext, start, out), memory))
                 plain.update(plaintext)
                 self.progress(len(plaintext))
                 if len(segments) > limit:
@@ -183,7 +183,7 @@ def open_source(source: SourceFile) -> int:
     return fd
 
 
-def encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
+def write_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
     """Encrypt a whole number of blocks that begins at plaintext offset `start`; their leaves, joined."""
     first = start // shape.block_size
     count = max(1, -(-len(plaintext) // shape.block_size))

@@ -19,7 +19,7 @@ from modelfs.format.geometry import Geometry, geometry
 from modelfs.format.index import FileEntry
 from modelfs.format.manifest import BlobEntry
 from modelfs.reader.blob import BlobReader, ReadBuffers
-from modelfs.seal.encrypt import SEGMENT_SIZE, Cancelled, FinishedBlob, SealPass, encrypt_segment
+from modelfs.seal.encrypt import SEGMENT_SIZE, Cancelled, FinishedBlob, SealPass, write_segment
 from modelfs.store.local import store_error
 
 _local = threading.local()
@@ -106,7 +106,7 @@ def _encrypt(seal: SealPass, source: EarlierFile, cipher: BlobCipher, shape: Geo
             raise Cancelled
         plaintext = _memory(step)[: min(step, shape.size - start)]
         _reader(seal, source, shape, readers).read_into(start, plaintext)
-        leaves = encrypt_segment(cipher, shape, seal.digest, plaintext, start, out)
+        leaves = write_segment(cipher, shape, seal.digest, plaintext, start, out)
         seal.progress(len(plaintext))
         return leaves
 

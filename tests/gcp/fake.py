@@ -23,9 +23,12 @@ import google_crc32c
 import grpc
 import jwt
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from google.cloud import kms_v1
 
 from tests.vault.server import dev_vault, write_secret
@@ -35,6 +38,8 @@ RING = "projects/models/locations/europe-west3/keyRings/hosts/cryptoKeys"
 ENCRYPT = "cloudkms.cryptoKeyVersions.useToEncrypt"
 DECRYPT = "cloudkms.cryptoKeyVersions.useToDecrypt"
 GET = "cloudkms.cryptoKeys.get"
+SIGN = "cloudkms.cryptoKeyVersions.useToSign"
+VIEW = "cloudkms.cryptoKeyVersions.viewPublicKey"
 
 _HTTP = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404}
 _HTTP |= {"RESOURCE_EXHAUSTED": 429, "INTERNAL": 500, "UNAVAILABLE": 503}
@@ -78,6 +83,8 @@ class FakeKms:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.keys: dict[str, Key] = {}
+        self.signing_keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        """By the name of a version."""
         self.accounts: dict[str, RSAPrivateKey] = {}
         self.granted: set[tuple[str, str, str]] = set()
         """(email, permission, key)."""
@@ -98,6 +105,13 @@ class FakeKms:
         resource = f"{RING}/{name}"
         self.keys[resource] = Key()
         return resource
+
+    def signing_key(self, name: str, curve: ec.EllipticCurve) -> str:
+        """Make a key for signing; the resource name of its first version."""
+        version = f"{RING}/{name}/cryptoKeyVersions/1"
+        self.keys[version] = Key()
+        self.signing_keys[version] = ec.generate_private_key(curve)
+        return version
 
     def account(self, name: str, key: str, *permissions: str) -> Path:
         """Make a service account that may do that with a key; its key file."""
@@ -158,6 +172,19 @@ class FakeKms:
         state = kms_v1.CryptoKeyVersion.CryptoKeyVersionState[key.states.get(len(key.versions), "ENABLED")]
         primary = kms_v1.CryptoKeyVersion(name=f"{request.name}/cryptoKeyVersions/{len(key.versions)}", state=state)
         return kms_v1.CryptoKey(name=request.name, purpose=kms_v1.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT, primary=primary)
+
+    def get_public_key(self, request: Any, email: str) -> Any:
+        self._permitted("get_public_key", request.name, email, VIEW).check(1)
+        public = self.signing_keys[request.name].public_key()
+        return kms_v1.PublicKey(name=request.name, pem=public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+
+    def asymmetric_sign(self, request: Any, email: str) -> Any:
+        self._permitted("asymmetric_sign", request.name, email, SIGN).check(1)
+        key = self.signing_keys[request.name]
+        kind, digest = (SHA256(), request.digest.sha256) if key.key_size == 256 else (SHA384(), request.digest.sha384)
+        if len(digest) != kind.digest_size:
+            raise Status("INVALID_ARGUMENT", "The digest does not fit the key's algorithm.")
+        return kms_v1.AsymmetricSignResponse(name=request.name, signature=key.sign(digest, ec.ECDSA(Prehashed(kind))))
 
     def _permitted(self, method: str, name: str, email: str, permission: str) -> Key:
         self.asked.append((method, name, email))
@@ -230,6 +257,8 @@ _TYPES = {
     "encrypt": (kms_v1.EncryptRequest, kms_v1.EncryptResponse),
     "decrypt": (kms_v1.DecryptRequest, kms_v1.DecryptResponse),
     "get_crypto_key": (kms_v1.GetCryptoKeyRequest, kms_v1.CryptoKey),
+    "get_public_key": (kms_v1.GetPublicKeyRequest, kms_v1.PublicKey),
+    "asymmetric_sign": (kms_v1.AsymmetricSignRequest, kms_v1.AsymmetricSignResponse),
 }
 
 
@@ -263,6 +292,9 @@ def _handler(kms: FakeKms) -> type[BaseHTTPRequestHandler]:
             try:
                 path = self.path.partition("?")[0].removeprefix("/v1/")
                 name, _, method = path.rpartition(":") if ":" in path else (path, "", "get_crypto_key")
+                if path.endswith("/publicKey"):
+                    name, method = path.removesuffix("/publicKey"), "get_public_key"
+                method = {"asymmetricSign": "asymmetric_sign"}.get(method, method)
                 asks, _ = _TYPES[method]
                 request = asks.from_json(body) if body else asks()
                 request.name = name
@@ -297,6 +329,7 @@ def _grpc_handlers(kms: FakeKms) -> Any:
         return grpc.unary_unary_rpc_method_handler(serve, asks.deserialize, answers.serialize)
 
     names = {"encrypt": "Encrypt", "decrypt": "Decrypt", "get_crypto_key": "GetCryptoKey"}
+    names |= {"get_public_key": "GetPublicKey", "asymmetric_sign": "AsymmetricSign"}
     methods = {spelled: handler(name) for name, spelled in names.items()}
     return grpc.method_handlers_generic_handler("google.cloud.kms.v1.KeyManagementService", methods)
 

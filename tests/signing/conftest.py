@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.aws.fixtures import ministack, moto
+from tests.gcp.fixtures import gcp, gcp_login
 from tests.signing.token import Token, make_token, missing
 from tests.vault.fixtures import server
 
-__all__ = ["ministack", "moto", "server"]
+__all__ = ["gcp", "gcp_login", "ministack", "moto", "server"]
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_parse_manifest_checks_its_size_first() -> None:
         parse_manifest(b"[" * (MAX_MANIFEST_SIZE + 1))
 
 
-PLAN = {name: value for name, value in fields().items() if name in Plan.model_fields}
+PLAN = {name: value for name, value in fields().items() if name in Plan.model_fields} | {"rotates": None}
 
 
 def test_plan_has_the_fields_of_the_specification() -> None:
