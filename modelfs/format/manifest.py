@@ -69,7 +69,7 @@ def without_blobs(manifest: Manifest) -> Manifest:
 
 
 class Plan(canonical.CanonicalModel):
-    """What an unfinished seal has decided; signed, so that nobody who writes the store can plant one."""
+    """What an unfinished seal or rotation has decided; signed, so that nobody who writes the store can plant one."""
 
     block_size: BlockSize
     digest: DigestName
@@ -78,6 +78,8 @@ class Plan(canonical.CanonicalModel):
     key_id: HexId
     model: ModelName
     release: Release
+    rotates: HexDigest | None
+    """SHA-256 of the signed payload of the release that is encrypted anew; None for a seal."""
 
 
 def parse_manifest(payload: bytes) -> Manifest:

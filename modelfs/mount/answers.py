@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
-from modelfs.cache.scratch import page_aligned
+from modelfs.cache.scratch import streaming
 from modelfs.control.fence import Fence
 from modelfs.control.pins import Rows
 from modelfs.errors import BlockAuthError, StoreError
@@ -111,7 +111,7 @@ class KeyedAnswers:
         self._view = view
         self._fence = fence
         self._epoch = epoch
-        self._reply = page_aligned(REPLY_SIZE)
+        self._reply = streaming(REPLY_SIZE)
         self._faults = FaultLog()
 
     def check_fence(self) -> None:
@@ -145,7 +145,7 @@ class KeyedAnswers:
         if row is None or not row.is_file:
             raise Refused(errno.EISDIR)
         if size > len(self._reply):
-            self._reply = page_aligned(size)
+            self._reply = streaming(size)
         out = self._reply[: max(0, min(size, row.size - offset))]
         try:
             count = self._view.read_into(inode, offset, out)

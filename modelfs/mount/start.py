@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,9 @@ from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostErr
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
 from modelfs.format.manifest import Manifest, without_blobs
-from modelfs.keys import load_provider, open_kek
-from modelfs.keys.vault_settings import VaultSettings
+from modelfs.keys import Kek, load_provider
 from modelfs.mount.mountpoint import check_mountpoint
-from modelfs.mount.session import MountOptions, Session, open_session
+from modelfs.mount.session import MountOptions, Session, detach_dead, open_session
 from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
@@ -62,7 +61,8 @@ class MountRequest:
     sealed: Path
     mountpoint: Path
     model: str
-    kek: str
+    keks: tuple[Kek, ...]
+    """In order of preference."""
     trusted: TrustedKeys
     minimum_release: int
     workers: int
@@ -72,7 +72,6 @@ class MountRequest:
     audit: Path | None
     audit_required: bool
     lease: LeasePolicy
-    vault: VaultSettings | None
 
 
 def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
@@ -105,6 +104,8 @@ def _mount(
 ) -> dict[str, Any]:
     """`held` gives back what was opened and wipes the keys: whoever waits for a key service tries this for days."""
     sealed = Path(os.path.realpath(request.sealed))
+    if detach_dead(mountpoint):
+        logger.warning("a dead mount was left at %s: detached", mountpoint)
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
         with without_collector():
@@ -123,13 +124,13 @@ def _mount(
         if Path(os.path.realpath(request.audit.parent)).is_relative_to(mountpoint):
             raise ConfigError(f"the audit log {request.audit} lies where the model is to be mounted: name another with --audit")
         manifest = release.manifest
-        subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
+        subject = AuditSubject(manifest.model, manifest.release, ", ".join(kek.name for kek in request.keks), mountpoint)
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
         held.callback(os.close, audit.log.fd)
-    fence, key_page, rows = Fence(), KeyPage(), Rows()
+    fence, key_page, rows = Fence(), KeyPage(len(request.keks)), Rows()
     held.callback(os.close, rows.fd)
     held.callback(key_page.wipe_all)
-    prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
+    prover = Prover(request.keks, pinned, str(sealed), key_page, rows)
     try:
         first = prover.first(release.manifest, index_ciphertext, PROVE_SECONDS + len(index_ciphertext) / INDEX_BYTES_PER_SECOND)
     except KeyDeniedError as exc:
@@ -179,13 +180,15 @@ def _serve(
     loop = ControlLoop(share.fence, ours, lease, audit, notifier)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
-    load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
+    for kek in request.keks:
+        load_provider(kek.uri)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),
         manifest.model,
         manifest.release,
-        request.kek,
+        loop.lease.kek or request.keks[0].name,
+        [kek.name for kek in request.keks],
         share.session.device,
         os.getpid(),
         warden,
@@ -230,6 +233,8 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
         warden.key_version = key_version
         proof = warden.run()
         if os.getppid() != control:
+            if audit is not None and warden.kek is not None:
+                audit.subject = replace(audit.subject, kek=warden.kek)
             _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
         return MountLostError.exit_code if proof.reason == "control died" else 0
 
