@@ -40,6 +40,8 @@ MAX_REASON_SIZE = 1000
 """Characters of what one answer says; escaped, a few of them are no more than an answer may have."""
 SLACK_S = 0.25
 """For forking and importing, on top of a proof's own deadline."""
+INDEX_BYTES_PER_SECOND = 1 << 20
+"""What even a machine that is busy with other work opens of an index."""
 REREAD_S = 1.0
 """For reading the keys file once more before a denial counts."""
 
@@ -114,14 +116,14 @@ class Prover:
         Args:
             manifest: Verified, with its blobs.
             index_ciphertext: From `fetch_index`.
-            timeout_s: For the proof and for opening the index.
+            timeout_s: For the proof; opening a large index has time of its own.
 
         Raises:
             ModelfsError: It was not granted; the child's own error class and sentence.
         """
         pid, reading = self._start(lambda: self._open_first(manifest, index_ciphertext, timeout_s), timeout_s)
         try:
-            code = wait_child(pid, timeout_s + SLACK_S)
+            code = wait_child(pid, timeout_s + len(index_ciphertext) / INDEX_BYTES_PER_SECOND + SLACK_S)
             if code is None:
                 kill_child(pid)
                 wait_child(pid, 1)

@@ -47,8 +47,6 @@ from modelfs.trust.host_state import HostState
 from modelfs.trust.release import check_minimum, read_keys, read_release
 
 PROVE_SECONDS = 60.0
-INDEX_BYTES_PER_SECOND = 1 << 20
-"""What even a machine that is busy with other work opens of an index."""
 PROBE_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -132,7 +130,7 @@ def _mount(
     held.callback(key_page.wipe_all)
     prover = Prover(request.keks, pinned, str(sealed), key_page, rows)
     try:
-        first = prover.first(release.manifest, index_ciphertext, PROVE_SECONDS + len(index_ciphertext) / INDEX_BYTES_PER_SECOND)
+        first = prover.first(release.manifest, index_ciphertext, PROVE_SECONDS)
     except KeyDeniedError as exc:
         if audit is not None:
             with contextlib.suppress(ConfigError):  # the denial is what to say
