@@ -36,7 +36,7 @@ def runtime_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/modelfs")
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "modelfs" if base else Path(f"/tmp/modelfs-{os.geteuid()}")  # noqa: S108  # nosec B108  made 0700 and checked
+    return Path(base) / "modelfs" if base else Path(f"/tmp/modelfs-{os.geteuid()}")  # noqa: S108  made 0700 and checked
 
 
 def canonical_mountpoint(path: Path) -> str:
