@@ -11,8 +11,11 @@ from pydantic import Field, ValidationError
 
 from modelfs.errors import ConfigError
 from modelfs.format.canonical import StrictModel, first_problem
-from modelfs.format.limits import MIB
+from modelfs.format.limits import KIB
 from modelfs.keys.vault_settings import AUTH_METHODS, VaultSettings
+
+MAX_SIZE = 16 * KIB
+"""Many times what every option takes. tomllib takes time that grows with the square of a dotted key's length: a second for this much."""
 
 PathText = Annotated[str, Field(min_length=1)]
 
@@ -75,9 +78,9 @@ def read_mount_file(path: Path) -> MountFile:
                 raise ConfigError(f"the configuration {path} is not a regular file")
             if info.st_mode & 0o022:
                 raise ConfigError(f"the configuration {path} can be written by group or others: chmod go-w it")
-            data = file.read(MIB + 1)
-        if len(data) > MIB:
-            raise ConfigError(f"the configuration {path} is longer than {MIB} bytes: it is another kind of file")
+            data = file.read(MAX_SIZE + 1)
+        if len(data) > MAX_SIZE:
+            raise ConfigError(f"the configuration {path} is longer than {MAX_SIZE} bytes: it is another kind of file")
         fields = tomllib.loads(data.decode())
     except OSError as exc:
         raise ConfigError(f"cannot read the configuration {path}: {exc.strerror}") from exc

@@ -14,7 +14,7 @@ from modelfs.config.mount_file import MountFile, read_mount_file
 from modelfs.control.lease import LeasePolicy
 from modelfs.crypto.signing import generate_signing_key
 from modelfs.errors import ConfigError
-from modelfs.format.limits import MIB
+from modelfs.format.limits import KIB
 from modelfs.keys import Kek, list_keks
 from modelfs.keys.vault_settings import AppRole, TokenFile, VaultSettings
 from modelfs.mount.start import MountRequest
@@ -74,7 +74,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         ('[vault.auth]\nmethod = "token"\npath = ""', "not the path of a file"),
         ('audit = ""', "audit: "),
         ("a = " + 5000 * "[" + 5000 * "]", "nested too deeply"),
-        ("#" * (MIB + 1), "is longer than"),
+        ("#" * (16 * KIB + 1), "is longer than"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
