@@ -18,7 +18,7 @@ README = (REPOSITORY / "README.md").read_text()
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 COMMANDS = ["keygen signing", "keygen kek", "seal", "verify", "inspect", "gc", "forget", "mount", "status", "unmount"]
-OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick"}
+OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick", "--minutes"}
 """Options in the documents that are not modelfs's own."""
 
 
