@@ -75,6 +75,8 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
         yield "  crash loop: workers die as fast as they are started, which is once a second now: see the log"
     if answer["last_error"]:
         yield f"  last error: {answer['last_error']}"
+    if answer["passed_over"]:
+        yield f"  passed over: {answer['passed_over']}"
     for sentence in answer["not_confined"]:
         yield f"  not confined: {sentence}"
     if answer["audit_error"]:

@@ -56,6 +56,24 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, advance=count)
 
 
+class LateBar(contextlib.ExitStack):
+    """A progress bar whose total is known only when the work has begun."""
+
+    def __init__(self, title: str) -> None:
+        """Show nothing yet."""
+        super().__init__()
+        self._title = title
+        self._advance: Callable[[int], None] = lambda _: None
+
+    def begin(self, total: int) -> None:
+        """Show it."""
+        self._advance = self.enter_context(progress_bar(self._title, total))
+
+    def advance(self, count: int) -> None:
+        """`count` bytes more are done."""
+        self._advance(count)
+
+
 def print_proof(proof: dict[str, Any], json: bool) -> None:
     """What an unmount did; MountError if something may be left."""
     if json:

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
@@ -60,6 +60,9 @@ class MountFacts:
     model: str
     release: int
     kek: str
+    """The KEK that opened it; `status` names the one that granted last."""
+    keks: list[str]
+    """All that this host may use, in order of preference."""
     device: str
     control: int
     warden: int
@@ -111,6 +114,8 @@ class ControlLoop:
         self._watchdog = Watchdog(self._notifier, lambda: self._send({"do": "answer"}), self._status_line)
         self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
         self._noted_version = self._audited_version = self.lease.key_version
+        self._noted_kek = self._audited_kek = self.lease.kek
+        self._note_kek()
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
 
@@ -304,27 +309,39 @@ class ControlLoop:
         kind = _AUDITED.get(event)
         was_dark, self._was_dark = self._was_dark, lease.state in (LeaseState.LOCKED, LeaseState.PAUSED)
         version, before = self.lease.key_version, self._noted_version
-        if version != before:
+        if version != before and self.lease.kek == self._noted_kek:
             logger.warning("the key is wrapped by version %s of the KEK now, by %s before", version, before)
-            self._noted_version = version
-            self._send({"do": "note", "key_version": version})
+        if event is Event.GRANT and self.lease.passed:
+            logger.warning("granted by %s; passed over: %s", self.lease.kek, self.lease.passed)
+        is_other = self.lease.kek != self._noted_kek
+        if version != before or is_other:
+            self._noted_version, self._noted_kek = version, self.lease.kek
+            self._note_kek()
+            self._send({"do": "note", "key_version": version, "kek": self.lease.kek})
         if kind is AuditKind.LOCKED and was_dark and event is not Event.LOCK:
             return  # it was dark before
         if event is Event.GRANT and was_dark:
             kind = AuditKind.UNLOCK
+        elif is_other:
+            kind = AuditKind.OTHER_KEK
         if kind is not None:
-            self.audit(kind, lease.last_error or str(event))
+            self.audit(kind, lease.last_error or self.lease.passed or str(event))
+
+    def _note_kek(self) -> None:
+        """From here on events name the KEK that granted last."""
+        if self._audit is not None and self.lease.kek is not None:
+            self._audit.log.subject = replace(self._audit.log.subject, kek=self.lease.kek)
 
     def audit(self, kind: AuditKind, reason: str, proof: dict[str, Any] | None = None) -> None:
         """Record an event: a fence before, an unlock after. A mount that must not serve unaudited is locked."""
         if self._audit is None:
             return
         version = self.lease.key_version
-        if version != self._audited_version:
+        if version != self._audited_version and self.lease.kek == self._audited_kek:
             reason = f"{reason} (KEK version {version} now, {self._audited_version} before)"
         try:
             self._audit.log.write(kind, version, reason, proof)
-            self._audited_version, self.audit_error = version, None
+            self._audited_version, self._audited_kek, self.audit_error = version, self.lease.kek, None
         except ConfigError as exc:
             logger.error("%s", exc)
             self.audit_error = str(exc)
@@ -348,11 +365,13 @@ class ControlLoop:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)
         return {
             **vars(self._facts),
+            "kek": self.lease.kek or self._facts.kek,
             "state": self._fence.state.name.lower(),
             "lease": lease.state,
             "lease_left_s": round(max(0.0, lease.end_at_s - now), 3),
             "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
             "last_error": lease.last_error,
+            "passed_over": self.lease.passed or None,
             "key_version": self.lease.key_version,
             "audit_error": self.audit_error,
             "workers": self._workers,

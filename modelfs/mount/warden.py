@@ -45,6 +45,8 @@ class Warden:
         """
         self.key_version: int | None = None
         """What control has last said of the KEK's version, for the audit trail, if control is gone at the end."""
+        self.kek: str | None = None
+        """The same of which KEK has granted; None: the one that opened the mount."""
         self._share = share
         self._channel = channel
         self._wanted = workers
@@ -101,7 +103,7 @@ class Warden:
                         self._light()
                         continue
                     case "note":
-                        self.key_version = message["key_version"]
+                        self.key_version, self.kek = message["key_version"], message["kek"]
                         continue
                     case "answer":
                         self._tell({"alive": True})

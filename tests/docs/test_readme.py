@@ -17,7 +17,20 @@ from tests.helpers import REPOSITORY
 README = (REPOSITORY / "README.md").read_text()
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
-COMMANDS = ["keygen signing", "keygen kek", "seal", "verify", "inspect", "gc", "forget", "mount", "status", "unmount"]
+COMMANDS = [
+    "keygen signing",
+    "keygen kek",
+    "seal",
+    "verify",
+    "inspect",
+    "gc",
+    "forget",
+    "mount",
+    "status",
+    "unmount",
+    "recipients add",
+    "rewrap",
+]
 OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick", "--minutes"}
 """Options in the documents that are not modelfs's own."""
 
