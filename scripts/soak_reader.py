@@ -82,6 +82,8 @@ def read_mapped(path: str, offset: int, length: int) -> bytes:
             os._exit(0)
         except OSError as exc:
             os._exit(exc.errno or 1)
+        except BaseException:  # whatever it is, this process must not go on where its parent is
+            os._exit(1)
     os.close(writing)
     try:
         got = b""

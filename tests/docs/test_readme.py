@@ -31,7 +31,7 @@ COMMANDS = [
     "recipients add",
     "rewrap",
 ]
-OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick"}
+OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick", "--minutes"}
 """Options in the documents that are not modelfs's own."""
 
 
