@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import modelfs
-from modelfs.cli import after_stop, doctor, keygen, model, mount, mounted, pubkey, service
+from modelfs.cli import after_stop, doctor, keygen, model, mount, mounted, pubkey, recipients, rotate, service, signing
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 app.add_typer(keygen.app, name="keygen")
 model.register(app)
+recipients.register(app)
+rotate.register(app)
+signing.register(app)
 mount.register(app)
 mounted.register(app)
 pubkey.register(app)

@@ -19,7 +19,8 @@ from modelfs.format.fields import ID_SIZE, KEY_SIZE
 from modelfs.format.geometry import TAG_SIZE, Geometry, geometry
 from modelfs.format.limits import MIB
 from modelfs.format.manifest import BlobEntry, DigestName
-from modelfs.seal.scan import SourceFile, identity
+from modelfs.seal.scan import SourceFile
+from modelfs.seal.source import Source
 from modelfs.store.local import Store, pread_exact, store_error
 
 SEGMENT_SIZE = 1 * MIB
@@ -40,7 +41,7 @@ class Cancelled(Exception):
 class FinishedBlob:
     """A blob that is whole on disk and fsynced; not yet its name in the directory, nor its journal line."""
 
-    source: SourceFile
+    source: Source
     entry: BlobEntry
     key: bytes = field(repr=False)
     digest: str
@@ -91,13 +92,13 @@ class SealPass:
             out = self.store.create_blob(blob_id)
             try:
                 leaves = b"".join(
-                    _encrypt_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
+                    encrypt_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
                     for start in range(0, max(1, len(plaintext)), step)
                 )
                 os.fsync(out)
             finally:
                 os.close(out)
-            return self._finish(blob_id, shape, leaves)
+            return self.finish(blob_id, shape, leaves)
         except OSError as exc:
             self.store.remove_blob(blob_id)
             raise store_error(f"write a blob in {self.store.root}", exc) from exc
@@ -112,12 +113,13 @@ class SealPass:
                 os.fsync(out)
             finally:
                 os.close(out)
-            check_unchanged(source, fd)
-            return self._finish(blob_id, shape, leaves), plain.digest().hex()
+            source.check_unchanged(fd)
+            return self.finish(blob_id, shape, leaves), plain.digest().hex()
         except OSError as exc:
             raise store_error(f"write a blob in {self.store.root}", exc) from exc
 
-    def _finish(self, blob_id: str, shape: Geometry, leaves: bytes) -> BlobEntry:
+    def finish(self, blob_id: str, shape: Geometry, leaves: bytes) -> BlobEntry:
+        """Write the digests, durably, of a blob that is whole and fsynced; its entry for the manifest."""
         pages = page_hashes(self.digest, leaves)
         if shape.block_count > 1:
             out = self.store.create_blob(f"{blob_id}.digests")
@@ -151,8 +153,8 @@ class SealPass:
                 if shape.size <= step:
                     plain.update(plaintext)
                     self.progress(len(plaintext))
-                    return _encrypt_segment(cipher, shape, self.digest, plaintext, start, out)
-                segments.append((self.pool.submit(_encrypt_segment, cipher, shape, self.digest, plaintext, start, out), memory))
+                    return encrypt_segment(cipher, shape, self.digest, plaintext, start, out)
+                segments.append((self.pool.submit(encrypt_segment, cipher, shape, self.digest, plaintext, start, out), memory))
                 plain.update(plaintext)
                 self.progress(len(plaintext))
                 if len(segments) > limit:
@@ -174,24 +176,14 @@ def open_source(source: SourceFile) -> int:
     except OSError as exc:
         raise ConfigError(f"cannot read the source file {source.path}: {os.strerror(exc.errno or 0)}") from exc
     try:
-        check_unchanged(source, fd)
+        source.check_unchanged(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def check_unchanged(source: SourceFile, fd: int | None = None) -> None:
-    """Raise SourceChangedError unless path and descriptor are still the file that was scanned."""
-    try:
-        now = [os.stat(source.real)] + ([os.fstat(fd)] if fd is not None else [])
-    except OSError:
-        now = []
-    if not now or any(identity(info) != source.identity for info in now):
-        raise SourceChangedError(f"{source.path} changed while it was sealed: seal again when it is at rest")
-
-
-def _encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
+def encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
     """Encrypt a whole number of blocks that begins at plaintext offset `start`; their leaves, joined."""
     first = start // shape.block_size
     count = max(1, -(-len(plaintext) // shape.block_size))
