@@ -10,8 +10,10 @@ from modelfs.store.local import pread_up_to
 
 STREAM_REQUEST = 512 << 10
 """Requests of this many bytes come from the kernel reading ahead of somebody who goes through the file in order."""
-LAG = 32 << 20
-"""How far behind the newest request ciphertext stays: twice the largest read-ahead, so that every worker's request lies within it."""
+LAG = 24 << 20
+"""How far behind the newest request ciphertext stays: more than the largest read-ahead, so that every worker's request lies within it."""
+DROP = 8 << 20
+"""Drop so much at once: each call writes the file's dirty pages back first, and there are none."""
 LARGEST_FOLIO = 2 << 20
 """The kernel drops only folios that lie in the range as a whole: start this much earlier, for one that lay across the last end."""
 
@@ -55,7 +57,7 @@ class BlobStream:
         until = self._size if end >= self._size else max(0, end - LAG)
         if until < self._dropped:
             self._dropped = 0  # read again from further ahead
-        if until > self._dropped:
+        if until - self._dropped >= DROP or self._dropped < until == self._size:
             start = max(0, self._dropped - LARGEST_FOLIO)
             self._advise(start, until - start, os.POSIX_FADV_DONTNEED)
             self._dropped = until

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.cache.scratch import PAGE, Scratch, page_aligned
+from modelfs.cache.scratch import PAGE, Scratch, page_aligned, streaming
 from modelfs.control.process import libc
-from modelfs.reader.stream import LAG, LARGEST_FOLIO, STREAM_REQUEST, BlobStream
+from modelfs.reader.stream import DROP, LAG, LARGEST_FOLIO, STREAM_REQUEST, BlobStream
 
 MIB = 1 << 20
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def address(memory: memoryview) -> int:
@@ -61,7 +62,7 @@ def test_a_stream_leaves_nothing_behind(stored: tuple[Path, int]) -> None:
     for offset in range(0, size, MIB):
         assert stream.read(memory, offset) == MIB
         if offset == size // 2:
-            assert cached(path) <= size - offset + LAG + LARGEST_FOLIO + MIB
+            assert cached(path) <= size - offset + LAG + DROP + LARGEST_FOLIO + MIB
     assert cached(path) <= size * 0.05
     stream.close()
 
@@ -92,3 +93,30 @@ def test_read_tells_where_the_file_ends(stored: tuple[Path, int]) -> None:
     assert stream.read(memory, size - 10) == 10
     assert stream.read(memory, size) == 0
     stream.close()
+
+
+def huge_kib(memory: memoryview) -> int:
+    """How much of the mapping that holds `memory` lies in huge pages."""
+    at, found = address(memory), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            start, end = (int(part, 16) for part in line.partition(" ")[0].split("-"))
+            found = start <= at < end
+        elif found and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    raise AssertionError("no such mapping")
+
+
+@pytest.mark.skipif("[never]" in HUGE_PAGES.read_text(), reason="this kernel is told not to use huge pages")
+def test_large_memory_lies_in_huge_pages() -> None:
+    scratch = Scratch()
+    for memory in (streaming(MIB), scratch.framed(7, 8 * 131088)[1:]):
+        assert address(memory) % PAGE == (0 if len(memory) == MIB else 7)
+        memory[:] = bytes(len(memory))
+        assert huge_kib(memory) >= 2048  # mappings that lie side by side are one
+
+
+def test_small_memory_takes_no_more_than_it_needs() -> None:
+    memory = streaming(3 * PAGE)
+    memory[:] = bytes(len(memory))
+    assert huge_kib(memory) == 0
