@@ -146,7 +146,8 @@ class _Seal:
         pending = self._resume(previous) or self._begin()
         remove_unnamed_blobs(self._store, list(kept_manifests(self._store).values()))
         workers = os.cpu_count() or 1
-        with ThreadPoolExecutor(workers) as segments, ThreadPoolExecutor(workers) as files:
+        # Twice as many for segments as there are cores: half of them wait for the disk.
+        with ThreadPoolExecutor(2 * workers) as segments, ThreadPoolExecutor(workers) as files:
             seal = SealPass(
                 self._store,
                 self._request.block_size,
