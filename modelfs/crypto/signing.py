@@ -1,9 +1,16 @@
-"""Signing keys and the making of DSSE signatures, by securesystemslib (docs/FORMAT.md section 3). For publishers only."""
+"""Signing keys and the making of DSSE signatures (docs/FORMAT.md section 3). For publishers only.
+
+A key in a file signs with `cryptography` alone. A key that stays in a service is a signer of securesystemslib (keys/vault_sign.py),
+which is imported only for that: it loads the client of every key service that is installed.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,25 +20,62 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.dsse import Envelope
-from securesystemslib.signer._crypto_signer import CryptoSigner
-from securesystemslib.signer._key import SSlibKey
-from securesystemslib.signer._signer import Signer
 
 from modelfs.crypto.keyfiles import create_private, read_private
-from modelfs.crypto.signatures import MAX_PEM_SIZE, TrustedKey, TrustedKeys, check_algorithm
+from modelfs.crypto.signatures import MAX_PEM_SIZE, TrustedKey, TrustedKeys, check_algorithm, pre_authentication_encoding
 from modelfs.errors import ConfigError
 from modelfs.format.envelope import EnvelopeRecord, build_envelope
 
-__all__ = [
-    "Signer",
-    "ed25519_key",
-    "ed25519_pem",
-    "generate_signing_key",
-    "load_signer",
-    "sign_payload",
-    "trust_signer",
-]
+if TYPE_CHECKING:
+    from securesystemslib.signer._key import SSlibKey
+
+
+class MadeSignature(Protocol):
+    """A signature as securesystemslib has it."""
+
+    @property
+    def keyid(self) -> str:
+        """Of the key that signed."""
+
+    @property
+    def signature(self) -> str:
+        """Hex."""
+
+
+class Signer(Protocol):
+    """What signs: a `KeyFileSigner`, or a signer of securesystemslib."""
+
+    @property
+    def public_key(self) -> object:
+        """The public half: a `TrustedKey`, or a key of securesystemslib."""
+
+    def sign(self, payload: bytes) -> MadeSignature:
+        """Sign exactly `payload`."""
+
+
+@dataclass(frozen=True)
+class FileSignature:
+    """See `MadeSignature`."""
+
+    keyid: str
+    signature: str
+
+
+class KeyFileSigner:
+    """Signs with a private key from a file."""
+
+    def __init__(self, private: Ed25519PrivateKey | EllipticCurvePrivateKey, public: TrustedKey) -> None:
+        """Take a key and its own public half."""
+        self._private = private
+        self.public_key = public
+
+    def sign(self, payload: bytes) -> FileSignature:
+        """Sign as `TrustedKey.verifies` expects it."""
+        if isinstance(self._private, Ed25519PrivateKey):
+            made = self._private.sign(payload)
+        else:
+            made = self._private.sign(payload, self.public_key.ecdsa)
+        return FileSignature(self.public_key.keyid, made.hex())
 
 
 def generate_signing_key(path: Path) -> str:
@@ -47,10 +91,10 @@ def generate_signing_key(path: Path) -> str:
         raise ConfigError(f"{public_path} exists already and is not overwritten: choose another path")
     create_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     create_private(public_path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
-    return SSlibKey.from_crypto(public).keyid
+    return TrustedKey(public).keyid
 
 
-def load_signer(path: Path) -> CryptoSigner:
+def load_signer(path: Path) -> KeyFileSigner:
     """The signer of a private key file.
 
     Raises:
@@ -59,15 +103,19 @@ def load_signer(path: Path) -> CryptoSigner:
     data = read_private(path, MAX_PEM_SIZE, "signing key")
     try:
         private = load_pem_private_key(data, None)
-        check_algorithm(private.public_key(), path)
-        return CryptoSigner(private)
+        public = check_algorithm(private.public_key(), path)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # `from None`: the library's error could quote the key.
         raise ConfigError(f"{path} is not an unencrypted Ed25519 or ECDSA private key in PEM: make one with keygen") from None
+    if not isinstance(private, Ed25519PrivateKey | EllipticCurvePrivateKey):
+        raise TypeError("a private key is of another kind than its public half")
+    return KeyFileSigner(private, public)
 
 
-def ed25519_key(raw: bytes) -> SSlibKey:
-    """A public key from its 32 bytes; ValueError if they are none."""
+def ed25519_key(raw: bytes) -> "SSlibKey":
+    """A public key of securesystemslib from its 32 bytes; ValueError if they are none."""
+    from securesystemslib.signer._key import SSlibKey
+
     return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
 
 
@@ -79,6 +127,10 @@ def ed25519_pem(raw: bytes) -> bytes:
 def trust_signer(signer: Signer) -> TrustedKeys:
     """Trust exactly the public half of `signer`."""
     key = signer.public_key
+    if isinstance(key, TrustedKey):
+        return TrustedKeys([key], 1)
+    from securesystemslib.signer._key import SSlibKey
+
     if not isinstance(key, SSlibKey):
         raise ConfigError("this kind of signing key cannot verify its own signatures")
     public: str = key.keyval["public"]
@@ -89,6 +141,5 @@ def trust_signer(signer: Signer) -> TrustedKeys:
 
 def sign_payload(payload: bytes, payload_type: str, signer: Signer) -> EnvelopeRecord:
     """An envelope with one signature."""
-    envelope = Envelope(payload, payload_type, {})
-    signature = envelope.sign(signer)
+    signature = signer.sign(pre_authentication_encoding(payload, payload_type))
     return build_envelope(payload, payload_type, [(signature.keyid, bytes.fromhex(signature.signature))])
