@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from modelfs.errors import ConfigError
-from modelfs.format.canonical import first_problem
-from modelfs.keys.vault_settings import VaultSettings
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 Address = Annotated[
     str, typer.Option("--vault-address", metavar="URL", help="The Vault, for vault: and hv: keys, https://HOST:PORT. [default: VAULT_ADDR]")
@@ -39,8 +39,8 @@ def read_settings(
     ca_file: Path | None = None,
     insecure_http: bool = False,
     allow_batch: bool = False,
-    base: VaultSettings | None = None,
-) -> VaultSettings | None:
+    base: "VaultSettings | None" = None,
+) -> "VaultSettings | None":
     """Settings from options, on top of those of a configuration file; None when neither names a login.
 
     Raises:
@@ -48,6 +48,11 @@ def read_settings(
     """
     if not auth and base is None:
         return None
+    from pydantic import ValidationError
+
+    from modelfs.format.canonical import first_problem
+    from modelfs.keys.vault_settings import VaultSettings  # only for who uses a Vault: building these models takes a while
+
     given: dict[str, Any] = {
         "address": address or None,
         "namespace": namespace or None,

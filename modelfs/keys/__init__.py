@@ -1,5 +1,7 @@
 """Key providers: who wraps and unwraps DEKs. A provider's module is imported only when its scheme is used."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -8,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from modelfs.errors import ConfigError
 from modelfs.keys.interface import KeyProvider
-from modelfs.keys.vault_settings import VaultSettings
 
 if TYPE_CHECKING:
     from modelfs.crypto.signing import Signer
+    from modelfs.keys.vault_settings import VaultSettings
 
 _PROVIDERS = {
     "file": "modelfs.keys.file",
@@ -47,7 +49,7 @@ def open_kek(uri: str, settings: VaultSettings | None = None) -> KeyProvider:
     return open_provider(reference)
 
 
-def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> "Signer":
+def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvider | None = None) -> Signer:
     """The signer that `--sign-key` names.
 
     Args:
@@ -60,7 +62,7 @@ def open_signer(uri: str, settings: VaultSettings | None = None, kek: KeyProvide
         KeyAccessError: The Vault does not show the public key.
     """
     if not uri.startswith(HV):
-        from modelfs.crypto.signing import load_signer  # loads every signer there is: only for who signs
+        from modelfs.crypto.signing import load_signer
 
         return load_signer(Path(uri))
     open_vault: Callable[[str, VaultSettings | None, KeyProvider | None], Signer] = _import(_VAULT_SIGNER).open_vault_signer

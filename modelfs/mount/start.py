@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -34,7 +34,6 @@ from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostErr
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
 from modelfs.keys import load_provider, open_kek
-from modelfs.keys.vault_settings import VaultSettings
 from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, open_session
 from modelfs.mount.teardown import Proof, tear_down
@@ -45,6 +44,9 @@ from modelfs.reader.index import fetch_index
 from modelfs.store.local import Store
 from modelfs.trust.host_state import HostState
 from modelfs.trust.release import VerifiedRelease, check_minimum, read_keys, read_release
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 PROVE_SECONDS = 60.0
 PROBE_SECONDS = 30.0
@@ -69,7 +71,7 @@ class MountRequest:
     audit: Path | None
     audit_required: bool
     lease: LeasePolicy
-    vault: VaultSettings | None
+    vault: "VaultSettings | None"
 
 
 def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
