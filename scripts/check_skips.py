@@ -1,4 +1,4 @@
-"""Fail if a test run passed over anything but the long forms: `check_skips.py REPORT`, a JUnit file of pytest."""
+"""Fail if a test run passed over anything but the long forms: `check_skips.py REPORT...`, JUnit files of pytest."""
 
 import sys
 from xml.etree import ElementTree
@@ -8,7 +8,7 @@ LONG_FORM = "long form: run with --slow"
 
 def main() -> int:
     """List what was skipped; 1 if there is anything, or if no test ran."""
-    cases = list(ElementTree.parse(sys.argv[1]).iter("testcase"))
+    cases = [case for report in sys.argv[1:] for case in ElementTree.parse(report).iter("testcase")]
     skips = [(case, skip) for case in cases for skip in case.iter("skipped") if skip.get("type") != "pytest.xfail"]
     wrong = [
         f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}" for case, skip in skips if skip.get("message") != LONG_FORM

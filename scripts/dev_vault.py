@@ -252,8 +252,9 @@ class DevVault:
             write_secret(self.directory / f"{role}.secret-id", secret_id)
             token = root.auth.token.create(policies=policies, ttl="8h", no_default_policy=True)
             write_secret(self.directory / f"{role}.token", token["auth"]["client_token"])
-        token = root.auth.token.create(policies=["modelfs-operator"], ttl="8h", no_default_policy=True)
-        write_secret(self.directory / "operator.token", token["auth"]["client_token"])
+        for name in ("operator", "rewrapper"):
+            token = root.auth.token.create(policies=[f"modelfs-{name}"], ttl="8h", no_default_policy=True)
+            write_secret(self.directory / f"{name}.token", token["auth"]["client_token"])
         write_secret(self.directory / "root.token", self.root_token)
         (self.directory / "bin").mkdir()
         for name in ("vault", "bao"):
@@ -273,7 +274,7 @@ def _exports(vault: DevVault) -> dict[str, str]:
 
 GUIDE = """
 # keys      vault:transit/models (KEK, derived)   hv:release/1 (signing key)
-# logins    $DEV_VAULT/{publisher,host}.{token,role-id,secret-id}   $DEV_VAULT/{operator,root}.token
+# logins    $DEV_VAULT/{publisher,host}.{token,role-id,secret-id}   $DEV_VAULT/{operator,rewrapper,root}.token
 # program   $DEV_VAULT/bin/vault, for example: VAULT_TOKEN=$(cat "$DEV_VAULT/root.token") "$DEV_VAULT/bin/vault" status
 # modelfs   --kek vault:transit/models --vault-ca-file "$VAULT_CACERT" --vault-auth token:"$DEV_VAULT/host.token"
 # Ctrl-C stops the server and removes all of this.

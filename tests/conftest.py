@@ -7,20 +7,54 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers import KeySet, Sealed, seal, write_tree
+
+LONGEST_FIRST = [
+    "tests/mount/test_view",
+    "tests/systemd",
+    "tests/mount/test_refusals",
+    "tests/adversarial/test_seal_kill",
+    "tests/vault/test_mounted",
+    "tests/mount",
+    "tests/vault",
+    "tests/docs",
+    "tests/runtimes",
+]
+"""So that no worker begins a long file when the others have ended."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the long forms of tests too")
+    parser.addoption("--pass", choices=["beside", "alone"], dest="which_pass", help="without the tests marked `alone`, or only those")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
+    if which := config.getoption("which_pass"):
+        left_out = [item for item in items if ("alone" in item.keywords) != (which == "alone")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
     for item in items:
-        if "slow" in item.keywords:
+        if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="long form: run with --slow"))
+
+
+def _turn(item: pytest.Item) -> int:
+    return next((turn for turn, name in enumerate(LONGEST_FIRST) if item.nodeid.startswith(name)), len(LONGEST_FIRST))
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests share a worker, with what its fixtures made; so do all tests of the one machine that tests/systemd boots."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/systemd" if nodeid.startswith("tests/systemd/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 def fuse_mounts(below: Path) -> set[str]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from modelfs.reader.blob import BlobReader, ReadBuffers
 from modelfs.reader.index import fetch_index, open_index
 from modelfs.reader.verify import Fault, verify_store
 from modelfs.seal.publish import SealReport, SealRequest, Surroundings, seal_model
+from modelfs.seal.rotate import Cost, RotateReport, RotateRequest, rotate_model
 from modelfs.seal.scan import scan_source
 from modelfs.store.local import Store
 from modelfs.trust.release import VerifiedRelease, read_keys, read_release
@@ -114,20 +115,45 @@ def seal(
     progress: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
     now: datetime = NOW,
+    pending: bool = False,
 ) -> SealReport:
     """`modelfs seal` in process. A later release trusts the publisher's own key unless told otherwise."""
     request = SealRequest(
         model=model,
         release=release,
-        provider=open_provider(str(kek or keys.kek)),
+        providers=[open_provider(str(kek or keys.kek))],
         signer=load_signer(signing or keys.signing),
         digest=digest,  # type: ignore[arg-type]
         block_size=block_size,
         expires=expires,
         trusted=trusted or keys.trusted(),
+        is_pending=pending,
     )
     around = Surroundings(now=now, entropy=entropy, progress=progress, stop=stop or threading.Event())
     return seal_model(scan_source(source, follow_symlinks), destination, request, around)
+
+
+def rotate(
+    keys: KeySet,
+    path: Path,
+    *,
+    release: int,
+    model: str = MODEL,
+    trusted: TrustedKeys | None = None,
+    signing: Path | None = None,
+    keks: Sequence[Path] = (),
+    pending: bool = False,
+    entropy: Callable[[int], bytes] = os.urandom,
+    progress: Callable[[int], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    tell: Callable[[Cost], bool] = lambda _: True,
+    now: datetime = NOW,
+) -> RotateReport | None:
+    """`modelfs rotate` in process."""
+    providers = [open_provider(str(kek)) for kek in keks or [keys.kek]]
+    request = RotateRequest(model, release, providers, load_signer(signing or keys.signing), trusted or keys.trusted(), pending)
+    around = Surroundings(now=now, entropy=entropy, progress=progress, stop=stop or threading.Event())
+    return rotate_model(path, request, around, tell)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class AuditKind(StrEnum):
 
     MOUNT = "mount"
     UNLOCK = "unlock"
+    OTHER_KEK = "other KEK"
     RENEWAL_FAILED = "renewal failed"
     DENIED = "denied"
     LOCKED = "locked"
@@ -34,6 +35,7 @@ class AuditSubject:
     model: str
     release: int
     kek: str
+    """The KEK that has opened it; all that may, as long as none has."""
     mountpoint: str
 
 
@@ -47,7 +49,7 @@ class AuditLog:
             ConfigError: It cannot be written, or is no regular file.
         """
         self.path = path
-        self._subject = subject
+        self.subject = subject
         self.fd = self._open()
 
     def _open(self) -> int:
@@ -84,7 +86,7 @@ class AuditLog:
         event: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "event": kind.value,
-            **vars(self._subject),
+            **vars(self.subject),
             "key_version": key_version,
             "reason": reason,
         }

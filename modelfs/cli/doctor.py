@@ -1,18 +1,19 @@
 """`modelfs doctor`: what is wrong on this host, and with its access to keys."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modelfs.cli import vault_options
-from modelfs.cli.config_option import Config, file_of
+from modelfs.cli.config_option import Config, file_of, keks_of
 from modelfs.cli.output import print_json, printable
 from modelfs.cli.values import check_values, default_state_dir
+from modelfs.config.mount_file import KekTable
 from modelfs.doctor.check import Check, has_errors
 from modelfs.errors import ConfigError, KeyAccessError
-from modelfs.keys import open_kek
+from modelfs.keys import Kek, open_kek
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +26,12 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     context: typer.Context,
-    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK of this host: also check that it can be used.")] = "",
+    kek: Annotated[
+        list[str],
+        typer.Option(
+            "--kek", metavar="URI", default_factory=list, show_default=False, help="KEK of this host: also check that it can be used."
+        ),
+    ],
     state_dir: Annotated[Path | None, typer.Option("--state-dir", help="Where the host remembers releases.")] = None,
     vault_address: vault_options.Address = "",
     vault_auth: vault_options.Auth = "",
@@ -49,19 +55,18 @@ def doctor(
     if not kek and (vault_auth or vault_address):
         raise ConfigError("the Vault's options say nothing without a key: add --kek, for example --kek vault:transit/models")
     lease_ttl_s = check_values(file).ttl_s
-    keys: list[Check] = []
-    if kek.startswith("vault:"):
-        open_kek(kek, settings)  # a missing package or a malformed option is an error of its own
-        from modelfs.doctor.vault import check_vault
-
-        keys = check_vault(kek, settings, lease_ttl_s=lease_ttl_s)
-    elif kek:
-        keys = [_check_file(kek)]
+    keks = keks_of(context, kek, settings) if kek else ()
+    keys = [
+        replace(check, found=f"{each.name}: {check.found}") if len(keks) > 1 else check
+        for each in keks
+        for check in _check_key(each, lease_ttl_s, file.model)
+    ]
     host = check_host(Host(state))
     if config is not None:
         from modelfs.doctor.configured import Configured, check_configured
 
-        host += check_configured(Configured(file.model_copy(update={"kek": kek or None, "vault": settings}), state))
+        named = [KekTable(uri=each.uri, vault=each.vault) for each in keks]
+        host += check_configured(Configured(file.model_copy(update={"kek": named or None, "vault": settings}), state))
     checks = [*host, *keys]
     if json:
         print_json({"checks": [asdict(check) for check in checks]})
@@ -73,6 +78,26 @@ def doctor(
         raise typer.Exit(ConfigError.exit_code)
     if has_errors(keys):
         raise typer.Exit(KeyAccessError.exit_code)
+
+
+def _check_key(kek: Kek, lease_ttl_s: float, model: str | None) -> list[Check]:
+    scheme = kek.uri.partition(":")[0]
+    if scheme not in ("vault", "awskms", "gcpkms"):
+        return [_check_file(kek.uri)]
+    kek.open()  # a missing package or a malformed option is an error of its own
+    match scheme:
+        case "vault":
+            from modelfs.doctor.vault import check_vault
+
+            return check_vault(kek.uri, kek.vault, lease_ttl_s=lease_ttl_s)
+        case "awskms":
+            from modelfs.doctor.aws import check_aws
+
+            return check_aws(kek.uri, kek.vault is not None and kek.vault.insecure_http, model)
+        case _:
+            from modelfs.doctor.gcp import check_gcp
+
+            return check_gcp(kek.uri)
 
 
 def _check_file(uri: str) -> Check:

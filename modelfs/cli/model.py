@@ -1,8 +1,6 @@
 """Commands about sealed models: seal, verify, inspect, gc, and forgetting what this host has served."""
 
 import os
-import signal
-import threading
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +11,13 @@ import typer
 from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
+from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, waits
+from modelfs.cli.stopping import interrupted, stop_on_signals
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, VerificationError
 from modelfs.format.manifest import Manifest
-from modelfs.keys import open_kek, open_signer
+from modelfs.keys import open_kek, open_keks, open_signer
 from modelfs.keys.interface import unwrap_dek
 from modelfs.store.local import MANIFEST, Store
 from modelfs.trust.host_state import HostState
@@ -45,17 +45,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: modelfs forget llama")(forget)
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-
-    def handle(_signal: int, _frame: object) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
-
-
 def _check_apart(source: Path, destination: Path) -> None:
     real_source, real_destination = os.path.realpath(source), os.path.realpath(destination)
     for inner, outer in ((real_source, real_destination), (real_destination, real_source)):
@@ -68,8 +57,11 @@ def seal(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Where the sealed model goes.")],
     model: Annotated[str, typer.Option("--model", help="Name of the model; hosts must name it to mount it.")],
     release: Annotated[int, typer.Option("--release", help="Release number; must grow.")],
-    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY.")],
-    sign_key: Annotated[str, typer.Option("--sign-key", metavar="KEY", help="Signing key: a PEM file, or hv:NAME/VERSION in a Vault.")],
+    kek: Annotated[
+        list[str],
+        typer.Option("--kek", metavar="URI", help="KEK that wraps the release's key: file:PATH or vault:MOUNT/KEY; may be repeated."),
+    ],
+    sign_key: SignKey,
     trust: Trust,
     digest: Annotated[Digest, typer.Option("--digest", help="Digest of blocks and files.")] = Digest.blake3,
     block_size: Annotated[str, typer.Option("--block-size", metavar="SIZE", help="A power of two from 4K to 4M.")] = "128K",
@@ -78,6 +70,8 @@ def seal(
         bool, typer.Option("--follow-symlinks", help="Seal what symlinks point to (a Hugging Face cache needs it).")
     ] = False,
     threshold: Threshold = 1,
+    pending: PendingRelease = False,
+    pin_file: PinFile = None,
     vault_address: vault_options.Address = "",
     vault_auth: vault_options.Auth = "",
     vault_namespace: vault_options.Namespace = "",
@@ -93,35 +87,38 @@ def seal(
 
     now = datetime.now(UTC)
     settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    provider = open_kek(kek, settings)
+    providers = open_keks(kek, settings)
     request = SealRequest(
         model=parse_model(model),
         release=check_release(release),
-        provider=provider,
-        signer=open_signer(sign_key, settings, provider),
+        providers=providers,
+        signer=open_signer(sign_key, settings, providers, pin_file),
         digest=digest.value,
         block_size=parse_block_size(block_size),
         expires=parse_expiry(expires, now) if expires else None,
         trusted=load_trusted_keys(trust, threshold) if trust else None,
+        is_pending=pending,
     )
+    check_threshold(threshold, pending)
     _check_apart(source, destination)
     tree = scan_source(source, follow_symlinks)
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     try:
         with progress_bar("sealing", tree.size) as progress:
             report = seal_model(tree, destination, request, Surroundings(now=now, progress=progress, stop=stop))
     except Cancelled:
-        note("interrupted; run the same command again and it goes on from the finished files")
-        raise typer.Exit(1) from None
+        interrupted()
     for text in report.notes:
         note(text)
     if json:
-        print_json({**vars(report), "sealed": str(destination)})
+        print_json({**vars(report), "sealed": str(destination), "pending": pending})
     else:
         typer.echo(
             f"sealed {report.model} release {report.release}: {report.files} files, {format_size(report.bytes)} "
             f"({report.encrypted} encrypted, {report.reused} unchanged, {report.resumed} finished earlier) in {destination}"
         )
+        if pending:
+            typer.echo(waits(destination))
 
 
 def verify(sealed: Sealed, trust: Trust, threshold: Threshold = 1, json: Json = False) -> None:
@@ -224,6 +221,9 @@ def _print_inspection(answer: dict[str, Any]) -> None:
 def gc(
     sealed: Sealed,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Releases to keep: the current one and those before it.")] = 2,
+    discard_pending: Annotated[
+        bool, typer.Option("--discard-pending", help="Give up an unfinished seal or rotation, and a release that waits for signatures.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Remove what neither the kept releases nor pending work names."""
@@ -233,7 +233,7 @@ def gc(
         if store.file_size(MANIFEST) is None and not store.names("pending"):
             raise ConfigError(f"{sealed} holds no sealed model (no {MANIFEST}): check the path")
         with store.writer_lock():
-            removed = collect_garbage(store, keep)
+            removed = collect_garbage(store, keep, discard_pending)
     if json:
         print_json(vars(removed))
     else:

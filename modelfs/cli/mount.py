@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from modelfs.cli import vault_options
-from modelfs.cli.config_option import Config, vault_of
+from modelfs.cli.config_option import Config, keks_of, vault_of
 from modelfs.cli.daemon import daemonise, log_to
 from modelfs.cli.options import Json, Mountpoint, Threshold, Trust
 from modelfs.cli.output import note, print_json, print_proof, printable
@@ -46,7 +46,10 @@ def mount(
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
     mountpoint: Mountpoint,
     model: Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")],
-    kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK of this host, for example file:PATH.")],
+    kek: Annotated[
+        list[str],
+        typer.Option("--kek", metavar="URI", help="KEK of this host, for example file:PATH; may be repeated, in order of preference."),
+    ],
     trust: Trust,
     threshold: Threshold = 1,
     minimum_release: Annotated[int, typer.Option("--minimum-release", help="Refuse releases below this one.")] = 1,
@@ -88,12 +91,15 @@ def mount(
     if audit_required and audit is None:
         raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
     level = parse_log_level(log_level)
+    settings = vault_options.read_settings(
+        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, vault_of(context)
+    )
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(
         sealed=sealed.absolute(),
         mountpoint=mountpoint.absolute(),
         model=name,
-        kek=_absolute_kek(kek),
+        keks=keks_of(context, kek, settings),
         trusted=load_trusted_keys(trust, threshold),
         minimum_release=check_release(minimum_release),
         workers=parse_workers(workers),
@@ -107,9 +113,6 @@ def mount(
         audit=audit.absolute() if audit else None,
         audit_required=audit_required,
         lease=parse_lease(renew_every, ttl, proof_timeout),
-        vault=vault_options.read_settings(
-            vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, vault_of(context)
-        ),
     )
 
     def announce(facts: dict[str, Any]) -> None:
@@ -144,8 +147,3 @@ def mount(
         return
     path = (log or state / f"{name}.log").absolute()
     daemonise(run, announce, path, level)
-
-
-def _absolute_kek(uri: str) -> str:
-    scheme, colon, reference = uri.partition(":")
-    return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri

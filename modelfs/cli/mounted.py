@@ -71,8 +71,12 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
         + f", control {answer['control']}, warden {answer['warden']}, workers {' '.join(map(str, answer['workers']))} "
         f"({answer['worker_deaths']} replaced)"
     )
+    if answer.get("crash_loop"):  # an older daemon says nothing of it
+        yield "  crash loop: workers die as fast as they are started, which is once a second now: see the log"
     if answer["last_error"]:
         yield f"  last error: {answer['last_error']}"
+    if answer["passed_over"]:
+        yield f"  passed over: {answer['passed_over']}"
     for sentence in answer["not_confined"]:
         yield f"  not confined: {sentence}"
     if answer["audit_error"]:

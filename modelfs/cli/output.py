@@ -56,6 +56,24 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, advance=count)
 
 
+class LateBar(contextlib.ExitStack):
+    """A progress bar whose total is known only when the work has begun."""
+
+    def __init__(self, title: str) -> None:
+        """Show nothing yet."""
+        super().__init__()
+        self._title = title
+        self._advance: Callable[[int], None] = lambda _: None
+
+    def begin(self, total: int) -> None:
+        """Show it."""
+        self._advance = self.enter_context(progress_bar(self._title, total))
+
+    def advance(self, count: int) -> None:
+        """`count` bytes more are done."""
+        self._advance(count)
+
+
 def print_proof(proof: dict[str, Any], json: bool) -> None:
     """What an unmount did; MountError if something may be left."""
     if json:
@@ -63,7 +81,7 @@ def print_proof(proof: dict[str, Any], json: bool) -> None:
     else:
         steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
         resident = (
-            "not counted (needs root, Linux 6.5 and a mount that was still there)"
+            f"not counted ({proof.get('not_counted') or 'needs root, Linux 6.5 and a mount that was still there'})"
             if proof["resident_bytes"] is None
             else f"{proof['resident_bytes']} bytes"
         )
@@ -72,3 +90,5 @@ def print_proof(proof: dict[str, Any], json: bool) -> None:
         typer.echo(f"plaintext left in the page cache: {resident}")
     if not proof["evicted"] or not proof["detached"] or proof["resident_bytes"]:
         raise MountError("the unmount was forced: something may be left; see the proof, end the readers or restart the host")
+    if proof.get("not_counted"):  # an older daemon says nothing of it
+        raise MountError(f"unmounted, but what is left in the page cache is not known ({proof['not_counted']}): end the readers to be sure")

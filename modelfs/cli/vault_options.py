@@ -26,7 +26,7 @@ Namespace = Annotated[str, typer.Option("--vault-namespace", metavar="NAME", hel
 CaFile = Annotated[
     Path | None, typer.Option("--vault-ca-file", metavar="PEM", help="The only CAs the Vault may have. [default: the system's]")
 ]
-InsecureHttp = Annotated[bool, typer.Option("--insecure-http", help="Allow plain http to a Vault at a loopback address.")]
+InsecureHttp = Annotated[bool, typer.Option("--insecure-http", help="Allow plain http to a key service at a loopback address.")]
 AllowBatch = Annotated[bool, typer.Option("--allow-batch-tokens", help="Allow logins that nobody can revoke.")]
 
 _LOOKS_LIKE_TOKEN = re.compile(r"(hv[sbr]|[sbr])\.[A-Za-z0-9_-]{20,}")
@@ -41,18 +41,20 @@ def read_settings(
     allow_batch: bool = False,
     base: "VaultSettings | None" = None,
 ) -> "VaultSettings | None":
-    """Settings from options, on top of those of a configuration file; None when neither names a login.
+    """Settings from options, on top of those of a configuration file; None when neither names a login, nor allows plain http.
 
     Raises:
         ConfigError: An option is malformed.
     """
-    if not auth and base is None:
+    if not auth and base is None and not insecure_http:
         return None
     from pydantic import ValidationError
 
     from modelfs.format.canonical import first_problem
-    from modelfs.keys.vault_settings import VaultSettings  # only for who uses a Vault: building these models takes a while
+    from modelfs.keys.vault_settings import VaultSettings  # only for who uses one: building these models takes a while
 
+    if not auth and base is None:
+        return VaultSettings(insecure_http=True)
     given: dict[str, Any] = {
         "address": address or None,
         "namespace": namespace or None,

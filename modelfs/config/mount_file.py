@@ -17,13 +17,22 @@ from modelfs.keys.vault_settings import AUTH_METHODS, VaultSettings
 PathText = Annotated[str, Field(min_length=1)]
 
 
+class KekTable(StrictModel):
+    """A KEK with a Vault of its own, for a host whose KEKs are at several."""
+
+    uri: PathText
+    vault: VaultSettings | None = None
+    """None: the file's table `vault`."""
+
+
 class MountFile(StrictModel):
     """What a file may say; None: not said. Names are the options', with `_` for `-`."""
 
     sealed: PathText | None = None
     mountpoint: PathText | None = None
     model: str | None = None
-    kek: str | None = None
+    kek: str | list[str | KekTable] | None = None
+    """One URI, or several in order of preference, each as a URI or as a table `[[kek]]`."""
     trust: list[PathText] | None = None
     threshold: int | None = None
     minimum_release: int | None = None
@@ -44,6 +53,12 @@ class MountFile(StrictModel):
     proof_timeout: float | None = None
     vault: VaultSettings | None = None
     """Where the Vault is and how to log in: a table, with the table `auth`."""
+
+    @property
+    def keks(self) -> list[tuple[str, VaultSettings | None]]:
+        """Each KEK's URI, and the settings of its own table, in order; none if the file names no KEK."""
+        named = [self.kek] if isinstance(self.kek, str) else self.kek or []
+        return [(each, None) if isinstance(each, str) else (each.uri, each.vault) for each in named]
 
 
 def read_mount_file(path: Path) -> MountFile:
@@ -70,16 +85,11 @@ def read_mount_file(path: Path) -> MountFile:
         raise ConfigError(f"the configuration {path} is nested too deeply: it is another kind of file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"the configuration {path} is no TOML: {exc}") from None
-    vault = _table(fields, "vault")
-    auth = _table(vault, "auth")
-    method = auth.get("method")
-    for table, where, model in (
-        (fields, "", MountFile),
-        (vault, "vault.", VaultSettings),
-        (auth, "vault.auth.", AUTH_METHODS.get(method) if isinstance(method, str) else None),
-    ):
-        if model is not None:
-            _check_keys(path, table, where, list(model.model_fields))
+    _check_keys(path, fields, "", list(MountFile.model_fields))
+    _check_vault(path, _table(fields, "vault"), "vault.")
+    for table in _kek_tables(fields):
+        _check_keys(path, table, "kek.", list(KekTable.model_fields))
+        _check_vault(path, _table(table, "vault"), "kek.vault.")
     try:
         return MountFile.model_validate(_resolve(fields, path.absolute().parent))
     except ValidationError as exc:
@@ -90,6 +100,20 @@ def _table(fields: dict[str, Any], key: str) -> dict[str, Any]:
     """A table inside a table, as far as it is one."""
     found = fields.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _kek_tables(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    named = fields.get("kek")
+    return [each for each in named if isinstance(each, dict)] if isinstance(named, list) else []
+
+
+def _check_vault(path: Path, vault: dict[str, Any], where: str) -> None:
+    _check_keys(path, vault, where, list(VaultSettings.model_fields))
+    auth = _table(vault, "auth")
+    method = auth.get("method")
+    model = AUTH_METHODS.get(method) if isinstance(method, str) else None
+    if model is not None:
+        _check_keys(path, auth, f"{where}auth.", list(model.model_fields))
 
 
 def _check_keys(path: Path, fields: dict[str, Any], where: str, known: list[str]) -> None:
@@ -111,16 +135,25 @@ def _resolve(fields: dict[str, Any], base: Path) -> dict[str, Any]:
             return [absolute(each) for each in value]
         return str(base / value) if isinstance(value, str) and value else value
 
+    def resolve_kek(kek: Any) -> Any:
+        if isinstance(kek, list):
+            return [resolve_kek(each) for each in kek]
+        if isinstance(kek, dict):
+            return {**kek, "uri": resolve_kek(kek.get("uri")), **({"vault": resolve_vault(kek["vault"])} if "vault" in kek else {})}
+        if isinstance(kek, str) and kek.startswith("file:") and kek != "file:":
+            return f"file:{base / kek.removeprefix('file:')}"
+        return kek
+
+    def resolve_vault(vault: Any) -> Any:
+        if not isinstance(vault, dict):
+            return vault
+        found = {key: absolute(value) if key == "ca_file" else value for key, value in vault.items()}
+        if isinstance(auth := vault.get("auth"), dict):
+            found["auth"] = {key: absolute(value) if key == "path" or key.endswith("_file") else value for key, value in auth.items()}
+        return found
+
     resolved = {key: absolute(value) if key in _PATHS else value for key, value in fields.items()}
-    kek = fields.get("kek")
-    if isinstance(kek, str) and kek.startswith("file:") and kek != "file:":
-        resolved["kek"] = f"file:{base / kek.removeprefix('file:')}"
-    if isinstance(fields.get("vault"), dict):
-        vault = _table(fields, "vault")
-        resolved["vault"] = {key: absolute(value) if key == "ca_file" else value for key, value in vault.items()}
-        if isinstance(vault.get("auth"), dict):
-            auth = _table(vault, "auth")
-            resolved["vault"]["auth"] = {
-                key: absolute(value) if key == "path" or key.endswith("_file") else value for key, value in auth.items()
-            }
+    for key, resolve in (("kek", resolve_kek), ("vault", resolve_vault)):
+        if key in fields:
+            resolved[key] = resolve(fields[key])
     return resolved

@@ -19,10 +19,10 @@ MAX_SESSION_SIZE = 3072
 class KeyPage:
     """Handle on the shared pages; inherited over fork."""
 
-    def __init__(self) -> None:
-        """Make empty pages."""
+    def __init__(self, sessions: int = 1) -> None:
+        """Make empty pages, with room for the logins at so many KEKs."""
         self._page = _secret_page() or _locked_page()
-        self._session = _secret_page() or _locked_page()
+        self._sessions = [_secret_page() or _locked_page() for _ in range(sessions)]
 
     def write(self, dek: bytes) -> None:
         """Leave a DEK (32 bytes)."""
@@ -38,26 +38,35 @@ class KeyPage:
         """Overwrite the key, for every process at once."""
         self._page[:_KEY_SIZE] = bytes(_KEY_SIZE)
 
-    def write_session(self, session: bytes) -> None:
-        """Leave what the next prover needs to go on with the same token, at most MAX_SESSION_SIZE bytes; b"" for nothing."""
+    def write_session(self, session: bytes, position: int = 0) -> None:
+        """Leave what the next prover needs to go on with the same token, at most MAX_SESSION_SIZE bytes; b"" for nothing.
+
+        Args:
+            session: From a grant.
+            position: Of the KEK in the host's list: each has a page of its own, so that no login is sent to another service, and an outage
+                of one does not lose what it knew of its login.
+        """
         if len(session) > MAX_SESSION_SIZE:
             raise ValueError("a provider's session is too long")
         header = len(session).to_bytes(4, "big")
-        self._session[: 4 + MAX_SESSION_SIZE] = header + session + bytes(MAX_SESSION_SIZE - len(session))
+        self._sessions[position][: 4 + MAX_SESSION_SIZE] = header + session + bytes(MAX_SESSION_SIZE - len(session))
 
-    def read_session(self) -> bytes | None:
-        """What `write_session` left, or None. Only in a prover."""
-        length = int.from_bytes(self._session[:4], "big")
-        return self._session[4 : 4 + length] if 0 < length <= MAX_SESSION_SIZE else None
+    def read_session(self, position: int = 0) -> bytes | None:
+        """What `write_session` left for this KEK, or None. Only in a prover."""
+        page = self._sessions[position]
+        length = int.from_bytes(page[:4], "big")
+        return page[4 : 4 + length] if 0 < length <= MAX_SESSION_SIZE else None
 
     def forget_session(self) -> None:
-        """Unmap the token's page in this process and those that it forks: whoever needs no token cannot have it."""
-        self._session.close()
+        """Unmap the tokens' pages in this process and those that it forks: whoever needs no token cannot have one."""
+        for page in self._sessions:
+            page.close()
 
     def wipe_all(self) -> None:
-        """Overwrite key and session: after a revocation nobody asks again."""
+        """Overwrite key and sessions: after a revocation nobody asks again."""
         self.wipe()
-        self.write_session(b"")
+        for position in range(len(self._sessions)):
+            self.write_session(b"", position)
 
 
 def has_secret_memory() -> bool:

@@ -74,6 +74,10 @@ class LeaseHolder:
         self.policy = policy
         self.lease = new_lease()
         self.key_version: int | None = None
+        self.kek: str | None = None
+        """Name of the KEK that granted last."""
+        self.passed = ""
+        """What the KEKs said at the last proof that were passed over."""
         self.proofs = 0
         """How many proofs have ended, with an answer or without."""
         self._begun = 0
@@ -91,7 +95,7 @@ class LeaseHolder:
     def start(self, answer: Answer) -> None:
         """Begin with the grant that opened the mount, before the warden starts: the fence is opened, nobody is told."""
         self.lease, _ = step(self.lease, self._happening(answer), self._clocks.boot_s())
-        self.key_version = answer.key_version
+        self.key_version, self.kek, self.passed = answer.key_version, answer.kek, answer.passed
         if self.lease.state is LeaseState.GRANTED:
             self._fence.open_epoch(self._deadline_ns())
             self._next_proof_at = self._clocks.boot_s() + self._renew_delay_s()
@@ -227,7 +231,8 @@ class LeaseHolder:
         if self._is_expired():
             self._apply(Happening(Event.EXPIRY, "the release has expired"))
             return
-        self.key_version = answer.key_version if answer.verdict is Verdict.GRANTED else self.key_version
+        if answer.verdict is Verdict.GRANTED:
+            self.key_version, self.kek, self.passed = answer.key_version, answer.kek, answer.passed
         self._apply(self._happening(answer))
 
     def _is_expired(self) -> bool:

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
@@ -23,9 +23,11 @@ from modelfs.errors import ConfigError
 
 PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
+"""A warden that does not begin the unmount by then is ended, and control does it itself."""
+DARKEN_SECONDS = 5.0
+"""The same for a warden that does not begin to darken a locked mount: only it could take the plaintext out of the page cache."""
 LOCK_SECONDS = 20.0
 UNLOCK_SECONDS = 10.0
-"""A warden that does not begin the unmount by then is ended, and control does it itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class MountFacts:
     model: str
     release: int
     kek: str
+    """The KEK that opened it; `status` names the one that granted last."""
+    keks: list[str]
+    """All that this host may use, in order of preference."""
     device: str
     control: int
     warden: int
@@ -91,6 +96,7 @@ class ControlLoop:
         self._since = time.time()
         self._workers: list[int] = []
         self._deaths = 0
+        self._is_crash_loop = False
         self._reason: str | None = None
         self._ending = trio.Event()
         self._ended = trio.Event()
@@ -98,8 +104,8 @@ class ControlLoop:
         self._nursery: trio.Nursery | None = None
         self._was_dark = False
         self._dark: dict[str, Any] = {}
-        self._lights, self._lit, self._lights_before_dark = 0, 0, -1
-        """How often the warden was told to light the mount, how often it has, and how often it had when it last darkened."""
+        self._lights, self._lit, self._lights_before_darkening, self._lights_before_dark = 0, 0, -1, -1
+        """How often the warden was told to light the mount, and has; and how often it had when it last began to darken, and was done."""
         self._facts: MountFacts
         self._audit = audit
         self.audit_error: str | None = None
@@ -108,6 +114,8 @@ class ControlLoop:
         self._watchdog = Watchdog(self._notifier, lambda: self._send({"do": "answer"}), self._status_line)
         self.lease = lease(Effects(self._darken, self._light, self._revoke, self._report))
         self._noted_version = self._audited_version = self.lease.key_version
+        self._noted_kek = self._audited_kek = self.lease.kek
+        self._note_kek()
         self.proof: dict[str, Any] | None = None
         """The warden's proof; None if the warden died before it could give one."""
 
@@ -156,8 +164,9 @@ class ControlLoop:
             self._watchdog.answered()
             if "busy_s" in message:
                 self._watchdog.busy(message["busy_s"])
+                self._lights_before_darkening = message["lights"]
             if "workers" in message:
-                self._workers, self._deaths = message["workers"], message["deaths"]
+                self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
             if "dark" in message:
                 logger.warning("dark: %s", json.dumps(message["dark"]))
@@ -175,6 +184,20 @@ class ControlLoop:
 
     async def _watch_warden(self) -> None:
         await self._watchdog.run()
+        await self._end_silent_warden()
+
+    async def _watch_darkening(self, lights: int) -> None:
+        """The fence has fallen and the keys are gone, but only the warden can take the plaintext out of the page cache."""
+        deadline = trio.current_time() + DARKEN_SECONDS
+        while self._lights_before_darkening < lights and self._lit <= lights:
+            if trio.current_time() >= deadline:
+                await self._end_silent_warden()
+                return
+            await trio.sleep(0.02)
+
+    async def _end_silent_warden(self) -> None:
+        if self._ending.is_set():
+            return  # it is taking the mount down, and says no more until that is done
         logger.error("the warden does not answer")
         await self._end("the warden does not answer")
 
@@ -222,9 +245,12 @@ class ControlLoop:
         """The fence falls at once; the answer waits for the page cache, whose plaintext mappings would go on reading."""
         self.lease.lock()
         with trio.move_on_after(LOCK_SECONDS):
-            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights:
+            while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights and self._reason is None:
                 await trio.sleep(0.005)
-        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and not self._dark.get("resident_bytes")
+        if self._reason is not None:
+            return {"error": f"not locked, but taken down ({self._reason}): see the log, and mount again"}
+        was_counted = not self._dark.get("resident_bytes") and self._dark.get("not_counted") is None
+        is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and was_counted
         if self.lease.lease.state is LeaseState.PAUSED and not is_dark:
             return {"error": "locked, and reads fail, but plaintext may be left in the page cache: see the log, or `modelfs unmount`"}
         return self._status()
@@ -264,6 +290,8 @@ class ControlLoop:
 
     def _darken(self) -> None:
         self._send({"do": "darken"})
+        if self._nursery is not None:
+            self._nursery.start_soon(self._watch_darkening, self._lights)
 
     def _light(self) -> None:
         self._lights += 1
@@ -281,27 +309,39 @@ class ControlLoop:
         kind = _AUDITED.get(event)
         was_dark, self._was_dark = self._was_dark, lease.state in (LeaseState.LOCKED, LeaseState.PAUSED)
         version, before = self.lease.key_version, self._noted_version
-        if version != before:
+        if version != before and self.lease.kek == self._noted_kek:
             logger.warning("the key is wrapped by version %s of the KEK now, by %s before", version, before)
-            self._noted_version = version
-            self._send({"do": "note", "key_version": version})
+        if event is Event.GRANT and self.lease.passed:
+            logger.warning("granted by %s; passed over: %s", self.lease.kek, self.lease.passed)
+        is_other = self.lease.kek != self._noted_kek
+        if version != before or is_other:
+            self._noted_version, self._noted_kek = version, self.lease.kek
+            self._note_kek()
+            self._send({"do": "note", "key_version": version, "kek": self.lease.kek})
         if kind is AuditKind.LOCKED and was_dark and event is not Event.LOCK:
             return  # it was dark before
         if event is Event.GRANT and was_dark:
             kind = AuditKind.UNLOCK
+        elif is_other:
+            kind = AuditKind.OTHER_KEK
         if kind is not None:
-            self.audit(kind, lease.last_error or str(event))
+            self.audit(kind, lease.last_error or self.lease.passed or str(event))
+
+    def _note_kek(self) -> None:
+        """From here on events name the KEK that granted last."""
+        if self._audit is not None and self.lease.kek is not None:
+            self._audit.log.subject = replace(self._audit.log.subject, kek=self.lease.kek)
 
     def audit(self, kind: AuditKind, reason: str, proof: dict[str, Any] | None = None) -> None:
         """Record an event: a fence before, an unlock after. A mount that must not serve unaudited is locked."""
         if self._audit is None:
             return
         version = self.lease.key_version
-        if version != self._audited_version:
+        if version != self._audited_version and self.lease.kek == self._audited_kek:
             reason = f"{reason} (KEK version {version} now, {self._audited_version} before)"
         try:
             self._audit.log.write(kind, version, reason, proof)
-            self._audited_version, self.audit_error = version, None
+            self._audited_version, self._audited_kek, self.audit_error = version, self.lease.kek, None
         except ConfigError as exc:
             logger.error("%s", exc)
             self.audit_error = str(exc)
@@ -316,6 +356,7 @@ class ControlLoop:
         lease, facts = self.lease.lease, self._facts
         error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
         alarm = f"; {self.audit_error}" if self.audit_error else ""
+        alarm += "; workers die as fast as they are started" if self._is_crash_loop else ""
         return (
             f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
         )
@@ -324,14 +365,17 @@ class ControlLoop:
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)
         return {
             **vars(self._facts),
+            "kek": self.lease.kek or self._facts.kek,
             "state": self._fence.state.name.lower(),
             "lease": lease.state,
             "lease_left_s": round(max(0.0, lease.end_at_s - now), 3),
             "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
             "last_error": lease.last_error,
+            "passed_over": self.lease.passed or None,
             "key_version": self.lease.key_version,
             "audit_error": self.audit_error,
             "workers": self._workers,
             "worker_deaths": self._deaths,
+            "crash_loop": self._is_crash_loop,
             "uptime_s": round(time.time() - self._since, 3),
         }

@@ -8,6 +8,8 @@ from collections.abc import Callable, MutableMapping
 import trio
 
 SEND_SECONDS = 1.0
+USUAL_SECONDS = 60.0
+"""The watchdog's time where no service manager has one: WatchdogSec= of modelfs@.service."""
 START_SECONDS = 150
 """How much longer the service manager shall wait after `starting`: more than everything between there and READY may take."""
 
@@ -74,13 +76,14 @@ def _status(text: str) -> str:
 
 
 class Watchdog:
-    """Feeds the service manager's watchdog: while this loop turns and the warden answers, whatever store and key service do."""
+    """Watches the warden, and feeds the service manager's watchdog: while this loop turns and the warden answers, whatever store and key
+    service do. Without a service manager it watches all the same."""
 
     def __init__(self, notifier: Notifier, ask: Callable[[], None], status: Callable[[], str]) -> None:
         """Take how to live.
 
         Args:
-            notifier: Has `watchdog_s`, or `run` returns at once.
+            notifier: Is fed if it has `watchdog_s`.
             ask: Sends the warden a question; `answered` is to be called with its answer.
             status: The status line.
         """
@@ -100,16 +103,13 @@ class Watchdog:
 
     async def run(self) -> None:
         """Feed; return when the warden has not answered for half of the watchdog's time."""
-        if self._notifier.watchdog_s is None:
-            await trio.sleep_forever()
-            return
-        period_s = self._notifier.watchdog_s / 2
+        period_s = (self._notifier.watchdog_s or USUAL_SECONDS) / 2
         self._answered_at = trio.current_time()
         while True:
             self._ask()
             await trio.sleep(period_s / 4)
             now = trio.current_time()
-            if now - self._answered_at < period_s or now < self._busy_until:
-                self._notifier.alive(self._status())
-            else:
+            if now - self._answered_at >= period_s and now >= self._busy_until:
                 return
+            if self._notifier.watchdog_s is not None:
+                self._notifier.alive(self._status())

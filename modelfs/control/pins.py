@@ -64,14 +64,11 @@ class Pinned:
     """The verified release as a mount holds it."""
 
     manifest: Manifest
-    index_fd: int
-    """Ciphertext of the index."""
+    """Less its blobs: they are in the table."""
+    table_fd: int
+    """Encrypted (reader/table.py): index and blobs, as far as workers need them. Empty before the first proof."""
     keys_fd: int
     """The keys file."""
-
-    def index_ciphertext(self) -> bytes:
-        """The pinned index."""
-        return _read_all(self.index_fd)
 
     def keys_data(self) -> bytes:
         """The pinned keys file."""

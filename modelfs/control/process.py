@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -61,6 +62,23 @@ def fork_child(main: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Make very many objects that are all kept: the garbage collector would go through them again and again and find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def return_free_memory() -> None:
+    """Give the system back what this process has freed; the C library keeps some of it otherwise, and forks would inherit it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc's; another C library may have none
+        libc.malloc_trim(0)
 
 
 def close_others(keep: set[int]) -> None:

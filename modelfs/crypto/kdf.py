@@ -1,4 +1,4 @@
-"""Key derivation: HKDF-SHA-256 (RFC 5869), one label for each purpose (docs/FORMAT.md sections 4, 5 and 7)."""
+"""Key derivation: HKDF-SHA-256 (RFC 5869), one label for each purpose (docs/FORMAT.md sections 4, 5 and 7; the table's: docs/DESIGN.md)."""
 
 import hmac
 
@@ -25,6 +25,11 @@ def commitment_agrees(dek: bytes, commitment_hex: str) -> bool:
 def index_key(dek: bytes, blob_id: str) -> bytes:
     """The blob key of the index `blob_id` (hex); a new id gives a new key, so an index may be written again."""
     return _derive(dek, b"modelfs/1/index", bytes.fromhex(blob_id))
+
+
+def table_key(dek: bytes, table_id: str) -> bytes:
+    """The key of one mount's table, whose id (hex) is random and new for each."""
+    return _derive(dek, b"modelfs/1/table", bytes.fromhex(table_id))
 
 
 def journal_key(dek: bytes, journal_id: str) -> bytes:

@@ -4,27 +4,33 @@ A key in a file signs with `cryptography` alone. A key that stays in a service i
 which is imported only for that: it loads the client of every key service that is installed.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePrivateKey, EllipticCurvePublicNumbers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_der_public_key,
     load_pem_private_key,
     load_pem_public_key,
 )
 
 from modelfs.crypto.keyfiles import create_private, read_private
 from modelfs.crypto.signatures import MAX_PEM_SIZE, TrustedKey, TrustedKeys, check_algorithm, pre_authentication_encoding
-from modelfs.errors import ConfigError
+from modelfs.errors import ConfigError, KeyServiceError
 from modelfs.format.envelope import EnvelopeRecord, build_envelope
+from modelfs.format.fields import decode_base64
+
+# What its signers log at debug level are requests and answers of key services.
+logging.getLogger("securesystemslib").setLevel(logging.CRITICAL)
 
 if TYPE_CHECKING:
     from securesystemslib.signer._key import SSlibKey
@@ -112,16 +118,52 @@ def load_signer(path: Path) -> KeyFileSigner:
     return KeyFileSigner(private, public)
 
 
-def ed25519_key(raw: bytes) -> "SSlibKey":
-    """A public key of securesystemslib from its 32 bytes; ValueError if they are none."""
+def _as_theirs(key: object) -> "SSlibKey":
+    """A public key as securesystemslib's signers have it."""
     from securesystemslib.signer._key import SSlibKey
 
-    return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
+    return SSlibKey.from_crypto(key)  # type: ignore[arg-type]
 
 
-def ed25519_pem(raw: bytes) -> bytes:
-    """The PEM file of a public key, as --trust takes it, from its 32 bytes; ValueError if they are none."""
-    return Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def ed25519_key(raw: bytes) -> "SSlibKey":
+    """A public key from its 32 bytes; ValueError if they are none."""
+    return _as_theirs(Ed25519PublicKey.from_public_bytes(raw))
+
+
+def signing_key(der: bytes, what: str) -> "SSlibKey":
+    """A public key from its SubjectPublicKeyInfo in DER.
+
+    Raises:
+        ConfigError: It is of a kind that may not sign releases; `what` names it.
+        ValueError: It is no public key.
+    """
+    try:
+        return _as_theirs(check_algorithm(load_der_public_key(der), Path(what)).key)
+    except UnsupportedAlgorithm as exc:
+        raise ValueError("a public key of an unknown kind") from exc
+
+
+def signing_key_from_pem(pem: bytes, what: str) -> "SSlibKey":
+    """`signing_key` of the same in PEM."""
+    try:
+        return _as_theirs(check_algorithm(load_pem_public_key(pem), Path(what)).key)
+    except UnsupportedAlgorithm as exc:
+        raise ValueError("a public key of an unknown kind") from exc
+
+
+def signing_key_from_point(curve: str, x: bytes, y: bytes) -> "SSlibKey":
+    """A public key from a curve's name, as JWK has it, and the coordinates of a point; ValueError if it is none on P-256 or P-384."""
+    curves = {"P-256": SECP256R1, "P-384": SECP384R1}
+    if curve not in curves:
+        raise ValueError("another curve")
+    numbers = EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curves[curve]())
+    return _as_theirs(numbers.public_key())
+
+
+def public_pem(signer: Signer) -> bytes:
+    """The PEM file of a signer's public key, as --trust takes it."""
+    (own,) = trust_signer(signer).keys
+    return own.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def trust_signer(signer: Signer) -> TrustedKeys:
@@ -140,6 +182,45 @@ def trust_signer(signer: Signer) -> TrustedKeys:
 
 
 def sign_payload(payload: bytes, payload_type: str, signer: Signer) -> EnvelopeRecord:
-    """An envelope with one signature."""
-    signature = signer.sign(pre_authentication_encoding(payload, payload_type))
-    return build_envelope(payload, payload_type, [(signature.keyid, bytes.fromhex(signature.signature))])
+    """An envelope with one signature, which was verified: a key in a device or a service may not be the one that it shows.
+
+    Raises:
+        KeyServiceError: What the signer gave is no signature of its key.
+    """
+    return build_envelope(payload, payload_type, [_sign(payload, payload_type, signer)])
+
+
+def add_signature(record: EnvelopeRecord, trusted: TrustedKeys, signer: Signer) -> tuple[EnvelopeRecord, bool]:
+    """The envelope with the signatures of trusted keys, one of each, and the signer's; whether that was missing.
+
+    Raises:
+        ConfigError: The signer's key is not trusted: its signature would not count.
+        KeyServiceError: As `sign_payload`.
+    """
+    payload, kind = record.payload_bytes, record.payloadType
+    (own,) = trust_signer(signer).keys
+    if own.der not in {key.der for key in trusted.keys}:
+        raise ConfigError("the signing key is none of the trusted ones, so its signature would not count: name its public key with --trust")
+    pae = pre_authentication_encoding(payload, kind)
+    found: dict[str, bytes] = {}
+    for key in trusted.keys:
+        for entry in record.signatures:
+            if key.verifies(decode_base64(entry.sig), pae):
+                found[key.keyid] = decode_base64(entry.sig)
+                break
+    is_new = own.keyid not in found
+    if is_new:
+        _keyid, found[own.keyid] = _sign(payload, kind, signer)
+    return build_envelope(payload, kind, list(found.items())), is_new
+
+
+def _sign(payload: bytes, payload_type: str, signer: Signer) -> tuple[str, bytes]:
+    (own,) = trust_signer(signer).keys
+    pae = pre_authentication_encoding(payload, payload_type)
+    signature = signer.sign(pae)
+    raw = bytes.fromhex(signature.signature)
+    if not own.verifies(raw, pae):
+        raise KeyServiceError(
+            "what came back from the signing key is no signature of it: nothing was published; check the key and its service"
+        )
+    return own.keyid, raw

@@ -11,7 +11,7 @@ from modelfs.config.mount_file import MountFile
 from modelfs.control.socket import canonical_mountpoint, is_live, socket_path
 from modelfs.crypto.keyfiles import read_private
 from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
-from modelfs.doctor.check import Check
+from modelfs.doctor.check import Check, Level
 from modelfs.errors import ConfigError, ModelfsError
 from modelfs.keys import open_kek
 from modelfs.keys.vault_settings import AppRole, Certificate, Kubernetes, VaultSettings
@@ -91,16 +91,21 @@ def _check_sealed(subject: Configured) -> Iterator[Check]:
 
 
 def _check_recipient(file: MountFile, store: Store, release: VerifiedRelease) -> Iterator[Check]:
-    if file.kek is None:
-        return
-    try:
-        provider = open_kek(file.kek, file.vault)
-    except ModelfsError:
-        return  # the checks of the key say so
-    if any(provider.is_recipient(entry) for entry in read_keys(store, release.manifest).recipients):
-        yield Check("recipient", "ok", f"the release is wrapped for {provider.describe()}")
-    else:
-        yield Check("recipient", "error", f"the release is not wrapped for {provider.describe()}", "have its publisher add this KEK")
+    wrapped: list[str] = []
+    not_wrapped: list[str] = []
+    entries = read_keys(store, release.manifest).recipients
+    for uri, own in file.keks:
+        try:
+            provider = open_kek(uri, own or file.vault)
+        except ModelfsError:
+            continue  # the checks of the key say so
+        (wrapped if any(map(provider.is_recipient, entries)) else not_wrapped).append(provider.describe())
+    if wrapped:
+        yield Check("recipient", "ok", f"the release is wrapped for {', '.join(wrapped)}")
+    if not_wrapped:
+        level: Level = "warning" if wrapped else "error"
+        found = f"the release is not wrapped for {', '.join(not_wrapped)}"
+        yield Check("recipient", level, found, "have its publisher add this KEK (`modelfs recipients add`)")
 
 
 def _check_place(subject: Configured) -> Iterator[Check]:
@@ -157,32 +162,34 @@ def _check_appendable(name: str, path: Path, makes_directory: bool) -> Check:
 
 
 def _check_secrets(subject: Configured) -> Iterator[Check]:
-    name, vault = "secrets", subject.file.vault
-    if vault is None:
-        return
-    faults = []
+    tables = [own for _, own in subject.file.keks if own is not None]
+    for vault in dict.fromkeys(each for each in (subject.file.vault, *tables) if each is not None):
+        yield _check_login(vault)
+
+
+def _check_login(vault: VaultSettings) -> Check:
+    name, faults = "secrets", []
     for path, what, others_may_read in _secret_files(vault):
         try:
             read_private(path, MAX_SECRET_SIZE, what, others_may_read)
         except ConfigError as exc:
             faults.append(str(exc))
     if faults:
-        yield Check(name, "error", "; ".join(faults), "a login needs each of them, for its owner alone (chmod 600)")
-        return
+        return Check(name, "error", "; ".join(faults), "a login needs each of them, for its owner alone (chmod 600)")
     if vault.ca_file is not None:
         try:
             if vault.ca_file.stat().st_mode & 0o022:
-                yield Check(name, "warning", f"others may write {vault.ca_file}, and so pose as the key service", "chmod go-w it")
-                return
+                return Check(name, "warning", f"others may write {vault.ca_file}, and so pose as the key service", "chmod go-w it")
         except OSError as exc:
-            yield Check(name, "error", f"cannot read the CA file {vault.ca_file}: {os.strerror(exc.errno or 0)}", "name another")
-            return
-    yield Check(name, "ok", "the files of the login are there, and nobody else can read them")
+            return Check(name, "error", f"cannot read the CA file {vault.ca_file}: {os.strerror(exc.errno or 0)}", "name another")
+    return Check(name, "ok", "the files of the login are there, and nobody else can read them")
 
 
 def _secret_files(vault: VaultSettings) -> list[tuple[Path, str, bool]]:
     """Path, what it is, and whether others may read it."""
     auth = vault.auth
+    if auth is None:
+        return []
     if isinstance(auth, AppRole):
         return [(auth.role_id_file, "role id", False), (auth.secret_id_file, "secret id", False)]
     if isinstance(auth, Certificate):

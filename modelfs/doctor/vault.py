@@ -179,6 +179,8 @@ def check_login(connection: VaultConnection, settings: VaultSettings, reference:
 
 def _look_around(api: VaultApi, session: Session, settings: VaultSettings, reference: str, lease_ttl_s: float) -> list[Check]:
     auth = settings.auth
+    if auth is None:
+        raise RuntimeError("open_provider refuses to have no login")
     data = value_at(api.client.auth.token.lookup_self(), "data")
     method = "a token file" if isinstance(auth, TokenFile) else "a TLS certificate" if isinstance(auth, Certificate) else auth.method
     checks = [

@@ -8,6 +8,7 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from modelfs.errors import FormatError, LimitExceededError, UnsupportedVersionError
 from modelfs.format.limits import FORMAT
@@ -16,10 +17,21 @@ from modelfs.format.limits import FORMAT
 class StrictModel(BaseModel):
     """A frozen record whose fields are exactly those declared, with no conversion of types."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+    # cache_strings: the parser would else keep values (names, keys) alive in a cache that nobody can empty.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True, cache_strings="keys")
 
 
-M = TypeVar("M", bound=StrictModel)
+class CanonicalModel(StrictModel):
+    """A record that has canonical bytes. Its fields are declared in the order of their names, and hold what `serialize_value` takes."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Hold every subclass to what `serialize` relies on."""
+        if list(cls.model_fields) != sorted(cls.model_fields):
+            raise TypeError(f"the fields of {cls.__name__} are not declared in the order of their names")
+
+
+M = TypeVar("M", bound=CanonicalModel)
 
 
 def serialize_value(value: Any) -> bytes:
@@ -35,18 +47,25 @@ def serialize_value(value: Any) -> bytes:
         raise FormatError("a name is not valid UTF-8") from exc
 
 
-def serialize(model: StrictModel) -> bytes:
-    """The canonical bytes of `model`."""
-    return serialize_value(model.model_dump(mode="python"))
+def serialize(model: CanonicalModel) -> bytes:
+    """The canonical bytes of `model`: `serialize_value` of its fields, without making Python objects of them.
+
+    Raises:
+        FormatError: As `serialize_value`.
+    """
+    try:
+        return model.__pydantic_serializer__.to_json(model)
+    except PydanticSerializationError as exc:
+        raise FormatError("a name is not valid UTF-8") from exc
 
 
-def check_size(data: bytes, limit: int, what: str) -> None:
+def check_size(data: bytes | bytearray, limit: int, what: str) -> None:
     """Refuse `data` of more than `limit` bytes, before anything parses it."""
     if len(data) > limit:
         raise LimitExceededError(f"{what} is {len(data)} bytes, more than the limit of {limit}")
 
 
-def reject_other_version(data: bytes, what: str) -> None:
+def reject_other_version(data: bytes | bytearray, what: str) -> None:
     """Say so plainly when `data` is JSON of another format version."""
     try:
         value = json.loads(data)
@@ -57,7 +76,7 @@ def reject_other_version(data: bytes, what: str) -> None:
         raise UnsupportedVersionError(f"{what} is of format {found[:40]!r}, and this program reads {FORMAT!r}: use a newer modelfs")
 
 
-def parse(model: type[M], data: bytes, limit: int, what: str) -> M:
+def parse(model: type[M], data: bytes | bytearray, limit: int, what: str) -> M:
     """Parse canonical JSON strictly.
 
     Args:

@@ -6,19 +6,19 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from modelfs.errors import FormatError
-from modelfs.format.canonical import StrictModel, check_size, first_problem, serialize
+from modelfs.format.canonical import CanonicalModel, check_size, first_problem, serialize
 from modelfs.format.fields import Base64, decode_base64, encode_base64
 from modelfs.format.limits import MAX_SIGNATURES
 
 
-class SignatureEntry(StrictModel):
+class SignatureEntry(CanonicalModel):
     """One signature: `keyid` is a hint and decides nothing."""
 
     keyid: str = Field(max_length=256)
     sig: Base64
 
 
-class EnvelopeRecord(StrictModel):
+class EnvelopeRecord(CanonicalModel):
     """An envelope's fields; `payload` is base64."""
 
     payload: Base64

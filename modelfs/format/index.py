@@ -16,7 +16,7 @@ Mode = Annotated[int, Field(ge=0, le=0o555)]
 Mtime = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 
 
-class DirEntry(canonical.StrictModel):
+class DirEntry(canonical.CanonicalModel):
     """A directory."""
 
     kind: Literal["dir"]
@@ -25,7 +25,7 @@ class DirEntry(canonical.StrictModel):
     path: Path
 
 
-class FileEntry(canonical.StrictModel):
+class FileEntry(canonical.CanonicalModel):
     """A regular file and the blob that holds it."""
 
     blob: HexId
@@ -44,7 +44,7 @@ class FileEntry(canonical.StrictModel):
         return bytes.fromhex(self.key)
 
 
-class SymlinkEntry(canonical.StrictModel):
+class SymlinkEntry(canonical.CanonicalModel):
     """A symbolic link inside the tree."""
 
     kind: Literal["symlink"]
@@ -56,7 +56,7 @@ class SymlinkEntry(canonical.StrictModel):
 Entry = DirEntry | FileEntry | SymlinkEntry
 
 
-class Index(canonical.StrictModel):
+class Index(canonical.CanonicalModel):
     """Every entry of a sealed tree, the root directory first, sorted by the UTF-8 bytes of the path."""
 
     entries: list[Annotated[Entry, Field(discriminator="kind")]] = Field(min_length=1, max_length=MAX_ENTRIES, repr=False)
@@ -106,7 +106,7 @@ def build_index(entries: list[DirEntry | FileEntry | SymlinkEntry]) -> Index:
     return Index(entries=sorted(entries, key=lambda entry: entry.path.encode()), format="modelfs/1/index")
 
 
-def parse_index(plaintext: bytes) -> Index:
+def parse_index(plaintext: bytes | bytearray) -> Index:
     """Parse a decrypted index; errors as `canonical.parse`."""
     return canonical.parse(Index, plaintext, MAX_INDEX_SIZE, "the index")
 

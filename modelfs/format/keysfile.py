@@ -1,5 +1,6 @@
 """`keys/<commitment>.json`: the DEK of a release, wrapped once per recipient (docs/FORMAT.md section 5)."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -8,8 +9,10 @@ from modelfs.format import canonical
 from modelfs.format.fields import Base64, decode_base64, encode_base64
 from modelfs.format.limits import FORMAT, MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_WRAPPED_SIZE
 
+_VAULT_WRAPPED = re.compile(rb"vault:v([1-9][0-9]{0,8}):[A-Za-z0-9+/]+=*")
 
-class Recipient(canonical.StrictModel):
+
+class Recipient(canonical.CanonicalModel):
     """Who can unwrap a DEK. `wrapped` is opaque to everybody but the key provider of `scheme`."""
 
     key_ref: str
@@ -36,12 +39,31 @@ class Recipient(canonical.StrictModel):
         """The wrapped key as bytes."""
         return decode_base64(self.wrapped)
 
+    @property
+    def name(self) -> str:
+        """What it claims to be wrapped by, `scheme:key_ref`. Untrusted: print it only through `printable`."""
+        return f"{self.scheme}:{self.key_ref}"
 
-class KeysFile(canonical.StrictModel):
+    @property
+    def key_version(self) -> int | None:
+        """Version of the KEK that wraps it, as far as the wrapped key says so (scheme `vault`)."""
+        found = _VAULT_WRAPPED.fullmatch(self.wrapped_key) if self.scheme == "vault" else None
+        return int(found[1]) if found else None
+
+
+class KeysFile(canonical.CanonicalModel):
     """All recipients of one DEK."""
 
     format: Literal["modelfs/1/keys"]
     recipients: list[Recipient] = Field(min_length=1, max_length=MAX_RECIPIENTS)
+
+    @field_validator("recipients")
+    @classmethod
+    def _distinct(cls, entries: list[Recipient]) -> list[Recipient]:
+        # Wrapping draws a nonce, so no writer makes one twice: it is a copy, perhaps under another name.
+        if len({entry.wrapped for entry in entries}) != len(entries):
+            raise ValueError("a wrapped key is there twice")
+        return entries
 
 
 def recipient(scheme: str, key_ref: str, label: str, wrapped_key: bytes) -> Recipient:

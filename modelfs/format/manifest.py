@@ -16,7 +16,7 @@ PLAN_TYPE = "application/vnd.modelfs.plan+json"
 DigestName = Literal["blake3", "sha256"]
 
 
-class BlobEntry(canonical.StrictModel):
+class BlobEntry(canonical.CanonicalModel):
     """One blob as the manifest names it."""
 
     id: HexId
@@ -24,11 +24,11 @@ class BlobEntry(canonical.StrictModel):
     size: FileSize
 
 
-class Manifest(canonical.StrictModel):
+class Manifest(canonical.CanonicalModel):
     """The signed root of trust of one release."""
 
-    block_size: BlockSize
     blobs: list[BlobEntry]
+    block_size: BlockSize
     cipher: Literal["AES-256-GCM"]
     created: Time
     digest: DigestName
@@ -63,8 +63,13 @@ class Manifest(canonical.StrictModel):
         return geometry(blob.size, self.block_size)
 
 
-class Plan(canonical.StrictModel):
-    """What an unfinished seal has decided; signed, so that nobody who writes the store can plant one."""
+def without_blobs(manifest: Manifest) -> Manifest:
+    """A manifest that names none but the index: what a long-lived process keeps once the other blobs lie elsewhere."""
+    return manifest.model_copy(update={"blobs": [manifest.index_blob]})
+
+
+class Plan(canonical.CanonicalModel):
+    """What an unfinished seal or rotation has decided; signed, so that nobody who writes the store can plant one."""
 
     block_size: BlockSize
     digest: DigestName
@@ -73,6 +78,8 @@ class Plan(canonical.StrictModel):
     key_id: HexId
     model: ModelName
     release: Release
+    rotates: HexDigest | None
+    """SHA-256 of the signed payload of the release that is encrypted anew; None for a seal."""
 
 
 def parse_manifest(payload: bytes) -> Manifest:

@@ -40,6 +40,8 @@ class KeyProvider(abc.ABC):
     scheme: ClassVar[str]
     is_service: ClassVar[bool] = True
     """Whether the KEK is elsewhere: then key bytes that disagree with the commitment are a fault of the service or an attack on it."""
+    is_name_global: ClassVar[bool] = True
+    """Whether an entry's key_ref names one KEK in the whole world; False: another service may have one of the same name."""
 
     def wrap_key(self, dek: bytes, context: bytes) -> Recipient:
         """Wrap `dek` (32 bytes), bound to `context`, letting only KeyAccessError escape."""
@@ -66,16 +68,26 @@ class KeyProvider(abc.ABC):
         except Exception as exc:
             raise KeyServiceError(f"{self.describe()}: unwrapping failed ({type(exc).__name__})") from None
 
-    def rewrap_key(self, recipient: Recipient, context: bytes) -> Recipient | None:
-        """The same DEK under the newest version of this KEK, inside the service where it can; None if this entry is not this KEK's.
+    def rewrap_key(self, recipient: Recipient, context: bytes, agrees: Callable[[bytes], bool]) -> Recipient | None:
+        """The same DEK under the newest version of this KEK; None if this entry does not open to the DEK of its release.
 
-        The DEK is not compared with the commitment: whoever publishes the answer has checked the release.
+        Inside the service where that binds the wrapped key to `context`, which is this release's alone: then nothing else can be made
+        new with it, and the DEK does not leave the service. Elsewhere it is unwrapped, asked about, and wrapped.
+
+        Args:
+            recipient: Untrusted; the answer keeps its label.
+            context: From a verified release.
+            agrees: Whether a DEK is the one that the release is committed to.
 
         Raises:
             EntryRefusedError: The service refuses this entry; another may do.
         """
         try:
-            return self._rewrap_key(recipient, context)
+            fresh = self._rewrap_key(recipient, context)
+            if fresh is None:
+                dek = self._unwrap_key(recipient, context)
+                fresh = self._wrap_key(dek, context) if dek is not None and agrees(dek) else None
+            return None if fresh is None else fresh.model_copy(update={"label": recipient.label})
         except KeyAccessError:
             raise
         except Exception as exc:
@@ -127,9 +139,8 @@ class KeyProvider(abc.ABC):
     def _unwrap_key(self, recipient: Recipient, context: bytes) -> bytes | None: ...
 
     def _rewrap_key(self, recipient: Recipient, context: bytes) -> Recipient | None:
-        """For providers whose service cannot do it: unwraps and wraps."""
-        dek = self._unwrap_key(recipient, context)
-        return None if dek is None else self._wrap_key(dek, context)
+        """Inside the service, which MUST refuse what was not wrapped for `context`; None where that cannot be had."""
+        return None
 
     def _prove(
         self,
@@ -143,6 +154,11 @@ class KeyProvider(abc.ABC):
         """For providers without logins; `timeout_s` is for those that wait."""
         dek, _entry = open_entry(self, keys, release, opened_before)
         return Grant(dek, None, None, None)
+
+
+def agrees_with(release: Manifest | Plan) -> Callable[[bytes], bool]:
+    """Whether a DEK is the one that a verified release is committed to."""
+    return lambda dek: len(dek) == DEK_SIZE and commitment_agrees(dek, release.key_commitment)
 
 
 def unwrap_dek(provider: KeyProvider, keys: KeysFile, release: Manifest | Plan) -> bytes:
@@ -169,6 +185,7 @@ def open_entry(provider: KeyProvider, keys: KeysFile, release: Manifest | Plan, 
         others = ", ".join(sorted({f"{entry.scheme}:{entry.key_ref[:60]}" for entry in keys.recipients}))
         raise KeyDeniedError(f"the model is not wrapped for the KEK {provider.describe()}, only for {others}: use the right KEK")
     context = wrapping_context(release.model, release.key_id)
+    agrees = agrees_with(release)
     refusal: EntryRefusedError | None = None
     has_wrong_bytes = False
     for entry in entries[:MAX_UNWRAP_TRIES]:
@@ -179,18 +196,19 @@ def open_entry(provider: KeyProvider, keys: KeysFile, release: Manifest | Plan, 
             continue
         if dek is None:
             continue
-        if len(dek) == DEK_SIZE and commitment_agrees(dek, release.key_commitment):
+        if agrees(dek):
             return dek, entry
         has_wrong_bytes = True
+    more = f" ({len(entries)} entries claim this KEK, of which {MAX_UNWRAP_TRIES} are tried)" if len(entries) > MAX_UNWRAP_TRIES else ""
     # A refusal counts before wrong bytes: whoever can plant an entry that decrypts to something else must not turn a denial into a wait.
     if refusal is not None:
-        raise (KeyDeniedError if opened_before else KeyAccessError)(str(refusal))
+        raise (KeyDeniedError if opened_before else KeyAccessError)(f"{refusal}{more}")
     if has_wrong_bytes and provider.is_service:
         raise KeyServiceError(
             f"ALARM: the KEK {provider.describe()} unwraps to another key than the one that the publisher committed to: either somebody "
             "who may encrypt with it altered the keys file, or the key service is not what it seems; nothing was decrypted with that key"
         )
     raise KeyDeniedError(
-        f"no wrapped key for the KEK {provider.describe()} opens to the key that the publisher committed to: "
+        f"no wrapped key for the KEK {provider.describe()} opens to the key that the publisher committed to{more}: "
         "the keys file was altered; fetch it again"
     )

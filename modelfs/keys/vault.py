@@ -12,11 +12,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 
 from modelfs.errors import ConfigError, KeyAccessError, KeyServiceError
+from modelfs.format.fields import encode_base64
 from modelfs.format.keysfile import KeysFile, Recipient, recipient
 from modelfs.format.limits import MAX_WRAPPED_SIZE
 from modelfs.format.manifest import Manifest
 from modelfs.keys.interface import EntryRefusedError, Grant, KeyProvider, open_entry
-from modelfs.keys.vault_api import RefusedError, text_at
+from modelfs.keys.vault_api import RefusedError, VaultApi, text_at
 from modelfs.keys.vault_session import Session, VaultConnection, boottime
 from modelfs.keys.vault_settings import VaultSettings
 from modelfs.keys.vault_wire import open_endpoint
@@ -31,6 +32,7 @@ class VaultProvider(KeyProvider):
     """Wraps and unwraps by a transit key. Logs in when it is first used; holds no secret before that."""
 
     scheme = "vault"
+    is_name_global = False
 
     def __init__(self, reference: str, connection: VaultConnection, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Bind one key.
@@ -96,6 +98,34 @@ class VaultProvider(KeyProvider):
         except ValueError:
             return b""  # wrong bytes; not None, which would say that the entry is somebody else's
 
+    def _rewrap_key(self, recipient: Recipient, context: bytes) -> Recipient | None:
+        found = _WRAPPED.fullmatch(recipient.wrapped_key.decode("latin-1"))
+        if not found:
+            return None
+        with self.connection.operation(self._timeout_s) as api:
+            try:
+                self._rewrap(api, found, b"not " + context)
+            except EntryRefusedError:
+                return recipient.model_copy(update={"wrapped": encode_base64(self._rewrap(api, found, context).encode())})
+        # Not a derived key: it ignores the context, and who writes the storage could have another model's wrapped key made new with it.
+        return None
+
+    def _rewrap(self, api: VaultApi, found: re.Match[str], context: bytes) -> str:
+        try:
+            answer = api.client.secrets.transit.rewrap_data(
+                self._key, ciphertext=found[0], context=b64encode(context).decode(), mount_point=self._mount
+            )
+        except RefusedError as refusal:
+            if refusal.status == 403:
+                raise self.connection.denied(f"`update` on {self._mount}/rewrap/{self._key}") from None
+            raise EntryRefusedError(
+                f"the key service {self.connection.endpoint} does not rewrap the key with {self.describe()} version {found[1]}: {refusal}"
+            ) from None
+        wrapped = text_at(answer, "data", "ciphertext")
+        if not _WRAPPED.fullmatch(wrapped) or len(wrapped) > MAX_WRAPPED_SIZE:
+            raise KeyServiceError(f"the key service {self.connection.endpoint} answered with something that is no wrapped key")
+        return wrapped
+
     def _prove(
         self,
         keys: KeysFile,
@@ -115,10 +145,7 @@ class VaultProvider(KeyProvider):
             dek, entry = open_entry(self, keys, release, opened_before)
         if connection.session is None:
             raise RuntimeError("an operation leaves a session")
-        version = _WRAPPED.fullmatch(entry.wrapped_key.decode("latin-1"))
-        return Grant(
-            dek, connection.session.to_bytes(), connection.left_s(), int(version[1]) if version else None, connection.session.accessor
-        )
+        return Grant(dek, connection.session.to_bytes(), connection.left_s(), entry.key_version, connection.session.accessor)
 
 
 def connect(settings: VaultSettings | None, clock: Callable[[], float] = boottime) -> VaultConnection:
@@ -127,7 +154,7 @@ def connect(settings: VaultSettings | None, clock: Callable[[], float] = boottim
     Raises:
         ConfigError: No settings, no address, or one that is not allowed.
     """
-    if settings is None:
+    if settings is None or settings.auth is None:
         raise ConfigError(
             "a key in a Vault needs to know how to log in: use --vault-auth, for example --vault-auth token:/run/modelfs/token"
         )

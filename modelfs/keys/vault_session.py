@@ -201,6 +201,8 @@ class VaultConnection:
                 api.token = token
                 return earlier
             return self._adopt(api, token, None)
+        if auth is None:
+            raise RuntimeError("connect refuses to have no login")
         secret_id = earlier.secret_id if earlier is not None else None
         what = f"login by {auth.method} at auth/{auth.mount}"
         try:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from modelfs.format.canonical import StrictModel
 
@@ -88,12 +88,20 @@ class VaultSettings(StrictModel):
     where `ca_file` is. VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT and proxies are not looked at.
     """
 
-    auth: AuthMethod
+    auth: AuthMethod | None = None
+    """None: there is no Vault to log in to; then only what other key services share with it counts (`insecure_http`)."""
     address: Annotated[str, Field(max_length=1024)] | None = None
     namespace: Annotated[str, Field(pattern=r"^[\x21-\x7e]+\z", max_length=256)] | None = None
     ca_file: FilePath | None = None
     """The only certificate authorities that count; None: those of the system."""
     insecure_http: bool = False
-    """Allow plain http to a loopback address, and nowhere else."""
+    """Allow plain http to a loopback address, and nowhere else. Also for the endpoints of other key services."""
     allow_batch_tokens: bool = False
     """Allow logins that nobody can revoke."""
+
+    @model_validator(mode="after")
+    def _says_how_to_log_in(self) -> "VaultSettings":
+        """Whoever names a Vault says how to log in there."""
+        if self.auth is None and self.model_fields_set - {"auth", "insecure_http"}:
+            raise ValueError("vault.auth is missing: say how to log in")
+        return self

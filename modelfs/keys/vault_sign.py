@@ -11,13 +11,12 @@ from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 from securesystemslib.signer._vault_signer import VaultSigner
 
-from modelfs.crypto.signing import ed25519_key, ed25519_pem
+from modelfs.crypto.signing import ed25519_key
 from modelfs.errors import ConfigError, KeyAccessError, KeyServiceError
-from modelfs.keys.interface import KeyProvider
+from modelfs.keys.signer_options import SignerOptions
 from modelfs.keys.vault import COMMAND_TIMEOUT_S, VaultProvider, connect
 from modelfs.keys.vault_api import RefusedError, text_at, value_at
 from modelfs.keys.vault_session import VaultConnection
-from modelfs.keys.vault_settings import VaultSettings
 
 _URI = re.compile(r"hv:([A-Za-z0-9_][A-Za-z0-9._-]{0,127})/([1-9][0-9]{0,8})")
 
@@ -61,17 +60,12 @@ class TransitSigner(VaultSigner):
         return signature
 
 
-def open_vault_signer(uri: str, settings: VaultSettings | None, kek: KeyProvider | None) -> TransitSigner:
+def open_signer(uri: str, options: SignerOptions) -> TransitSigner:
     """See `modelfs.keys.open_signer`."""
     name, version = _parse(uri)
-    connection = kek.connection if isinstance(kek, VaultProvider) else connect(settings)
+    shared = next((kek.connection for kek in options.keks if isinstance(kek, VaultProvider)), None)
+    connection = shared or connect(options.vault)
     return TransitSigner(name, version, ed25519_key(_read_key(name, version, connection)), connection)
-
-
-def export_vault_key(uri: str, settings: VaultSettings | None) -> bytes:
-    """See `modelfs.keys.export_public_key`."""
-    name, version = _parse(uri)
-    return ed25519_pem(_read_key(name, version, connect(settings)))
 
 
 def _parse(uri: str) -> tuple[str, int]:

@@ -128,7 +128,7 @@ class Wire:
         thread.join(max(0.0, self._deadline - time.monotonic()))
         if not outcome or isinstance(outcome[0], TimeoutError):
             self._hang_up()
-            raise KeyServiceError(f"the key service {self.endpoint} did not answer within {self._timeout_s:g} s")
+            raise KeyServiceError(f"the key service {self.endpoint} did not answer within {self._timeout_s:.3g} s")
         if isinstance(outcome[0], Reply):
             return outcome[0]
         # `from None`: an HTTP library's error may quote what it was about to send.

@@ -5,11 +5,10 @@ import os
 from collections.abc import Iterator
 from typing import Protocol
 
-from modelfs.cache.scratch import page_aligned
+from modelfs.cache.scratch import streaming
 from modelfs.control.fence import Fence
 from modelfs.control.pins import Rows
 from modelfs.errors import BlockAuthError, StoreError
-from modelfs.format.index import DirEntry, FileEntry, SymlinkEntry
 from modelfs.mount.faults import FaultLog
 from modelfs.mount.view import View
 from modelfs.mount.wire import (
@@ -112,7 +111,7 @@ class KeyedAnswers:
         self._view = view
         self._fence = fence
         self._epoch = epoch
-        self._reply = page_aligned(REPLY_SIZE)
+        self._reply = streaming(REPLY_SIZE)
         self._faults = FaultLog()
 
     def check_fence(self) -> None:
@@ -137,35 +136,36 @@ class KeyedAnswers:
         return pack_open(inode)
 
     def _known(self, inode: int) -> None:
-        if self._view.entry(inode) is None:
+        if self._view.row(inode) is None:
             raise Refused(errno.ENOENT)
 
     def read(self, inode: int, offset: int, size: int) -> memoryview:
         """Verified plaintext, in a buffer that the next read overwrites; EIO and a log line for a block that fails."""
-        entry = self._view.entry(inode)
-        if not isinstance(entry, FileEntry):
+        row = self._view.row(inode)
+        if row is None or not row.is_file:
             raise Refused(errno.EISDIR)
         if size > len(self._reply):
-            self._reply = page_aligned(size)
-        out = self._reply[: max(0, min(size, entry.size - offset))]
+            self._reply = streaming(size)
+        out = self._reply[: max(0, min(size, row.size - offset))]
         try:
             count = self._view.read_into(inode, offset, out)
         except (BlockAuthError, StoreError) as exc:
             out[:] = bytes(len(out))
-            self._faults.report(f"{entry.path} (blob {entry.blob}): {exc}")
+            self._faults.report(f"{self._view.describe(inode)}: {exc}")
             raise Refused(errno.EIO) from None
         return out[:count]
 
     def readlink(self, inode: int) -> bytes:
         """Target of a symlink."""
-        entry = self._view.entry(inode)
-        if not isinstance(entry, SymlinkEntry):
+        row = self._view.row(inode)
+        if row is None or not row.is_symlink:
             raise Refused(errno.EINVAL)
-        return entry.target.encode()
+        return self._view.target(inode)
 
     def readdir(self, inode: int, after: int, size: int, *, with_attributes: bool) -> bytes:
         """Entries with an inode above `after`: the offset is an inode, so another worker can go on."""
-        if not isinstance(self._view.entry(inode), DirEntry):
+        row = self._view.row(inode)
+        if row is None or not row.is_directory:
             raise Refused(errno.ENOTDIR)
         return pack_directory(self._children(inode, after), size, with_attributes=with_attributes)
 
@@ -175,4 +175,4 @@ class KeyedAnswers:
 
     def statfs(self) -> bytes:
         """Sizes of the view."""
-        return pack_statfs(self._view.total_size, len(self._view.entries))
+        return pack_statfs(self._view.total_size, self._view.entry_count)

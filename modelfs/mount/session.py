@@ -16,9 +16,10 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from modelfs.control.process import libc
+from modelfs.control.process import fork_child, kill_child, libc, wait_child
 from modelfs.errors import MountError
 from modelfs.mount.mountinfo import mountpoints_of, top_mount
+from modelfs.mount.mountpoint import FS_TYPE
 from modelfs.mount.operations import InitOperations
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
@@ -27,6 +28,9 @@ REQUEST_KB = 1024
 """The largest read request of the kernel."""
 MIN_READ_AHEAD_KB, MAX_READ_AHEAD_KB = 2 * REQUEST_KB, 16 * REQUEST_KB
 """A request for each worker is under way for one stream. With more, several streams get in each other's way."""
+
+ASK_SECONDS = 2.0
+_ENDED = 1
 
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
@@ -104,6 +108,31 @@ def detach_device(device: str) -> bool:
     return not mountpoints_of(device)
 
 
+def detach_dead(mountpoint: str) -> bool:
+    """Take a modelfs mount off a mountpoint if its connection has ended; whether there was one and it is gone.
+
+    It is what a control process leaves that was killed before its warden was there, or with all others. The caller holds the mountpoint's
+    lock. A child asks the mount, because one that lives and hangs would not answer.
+    """
+    top = top_mount(os.fsencode(mountpoint))
+    if top is None or top.fs_type != FS_TYPE:
+        return False
+
+    def main() -> int:
+        try:
+            os.close(os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY))  # attributes may be cached
+        except OSError as exc:
+            return _ENDED if exc.errno == errno.ENOTCONN else 0
+        return 0
+
+    pid = fork_child(main)
+    code = wait_child(pid, ASK_SECONDS)
+    if code is None:
+        kill_child(pid)
+        wait_child(pid, 1.0)
+    return code == _ENDED and detach_device(top.device)
+
+
 @dataclass(frozen=True)
 class MountOptions:
     """What the mount looks like from outside."""
@@ -177,7 +206,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 def _device(mountpoint: str) -> str:
     top = top_mount(os.fsencode(mountpoint))
-    if top is None or top.fs_type != "fuse.modelfs":
+    if top is None or top.fs_type != FS_TYPE:
         raise MountError(f"the mount at {mountpoint} disappeared while it was made: try again")
     return top.device
 

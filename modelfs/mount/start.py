@@ -9,11 +9,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -24,8 +24,8 @@ from modelfs.control.lease import LeasePolicy
 from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.loop import Audit, ControlLoop, MountFacts
 from modelfs.control.notify import Notifier
-from modelfs.control.pins import Pinned, Rows, pin
-from modelfs.control.process import close_others, fork_child, harden, kill_child, wait_child
+from modelfs.control.pins import Pinned, Rows, empty_pin, pin
+from modelfs.control.process import close_others, fork_child, harden, kill_child, return_free_memory, wait_child, without_collector
 from modelfs.control.prover import Prover
 from modelfs.control.sandbox import confine_control, confine_warden, missing, needed_to_read
 from modelfs.control.socket import canonical_mountpoint, listen, mountpoint_lock, socket_path
@@ -33,9 +33,10 @@ from modelfs.crypto.signatures import TrustedKeys
 from modelfs.errors import ConfigError, KeyDeniedError, MountError, MountLostError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import parse_time
-from modelfs.keys import load_provider, open_kek
+from modelfs.format.manifest import Manifest, without_blobs
+from modelfs.keys import Kek, load_provider
 from modelfs.mount.mountpoint import check_mountpoint
-from modelfs.mount.session import MountOptions, Session, open_session
+from modelfs.mount.session import MountOptions, Session, detach_dead, open_session
 from modelfs.mount.teardown import Proof, tear_down
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
@@ -43,12 +44,11 @@ from modelfs.mount.worker import MountShare
 from modelfs.reader.index import fetch_index
 from modelfs.store.local import Store
 from modelfs.trust.host_state import HostState
-from modelfs.trust.release import VerifiedRelease, check_minimum, read_keys, read_release
-
-if TYPE_CHECKING:
-    from modelfs.keys.vault_settings import VaultSettings
+from modelfs.trust.release import check_minimum, read_keys, read_release
 
 PROVE_SECONDS = 60.0
+INDEX_BYTES_PER_SECOND = 1 << 20
+"""What even a machine that is busy with other work opens of an index."""
 PROBE_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class MountRequest:
     sealed: Path
     mountpoint: Path
     model: str
-    kek: str
+    keks: tuple[Kek, ...]
+    """In order of preference."""
     trusted: TrustedKeys
     minimum_release: int
     workers: int
@@ -71,7 +72,6 @@ class MountRequest:
     audit: Path | None
     audit_required: bool
     lease: LeasePolicy
-    vault: "VaultSettings | None"
 
 
 def run_mount(request: MountRequest, ready: Callable[[dict[str, Any]], None], notifier: Notifier) -> dict[str, Any]:
@@ -104,36 +104,44 @@ def _mount(
 ) -> dict[str, Any]:
     """`held` gives back what was opened and wipes the keys: whoever waits for a key service tries this for days."""
     sealed = Path(os.path.realpath(request.sealed))
+    if detach_dead(mountpoint):
+        logger.warning("a dead mount was left at %s: detached", mountpoint)
     check_mountpoint(mountpoint, sealed)
     with Store(sealed) as store:
-        release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
+        with without_collector():
+            release = read_release(store, request.trusted, model=request.model, now=datetime.now(UTC))
         check_minimum(release.manifest, request.minimum_release)
         state = HostState(request.state_dir)
         state.check(release)
-        pinned = _pin(store, release)
-        capabilities = needed_to_read(store, [blob.id for blob in release.manifest.blobs])
+        index_ciphertext = fetch_index(store, release.manifest)
+        pinned = _pin(store, release.manifest)
+        capabilities = needed_to_read(store, (blob.id for blob in release.manifest.blobs))
         store_fd = store.share()
-    for fd in (pinned.index_fd, pinned.keys_fd, store_fd):
+    for fd in (pinned.table_fd, pinned.keys_fd, store_fd):
         held.callback(os.close, fd)
     audit = None
     if request.audit is not None:
         if Path(os.path.realpath(request.audit.parent)).is_relative_to(mountpoint):
             raise ConfigError(f"the audit log {request.audit} lies where the model is to be mounted: name another with --audit")
         manifest = release.manifest
-        subject = AuditSubject(manifest.model, manifest.release, request.kek, mountpoint)
+        subject = AuditSubject(manifest.model, manifest.release, ", ".join(kek.name for kek in request.keks), mountpoint)
         audit = Audit(AuditLog(request.audit, subject), request.audit_required)
         held.callback(os.close, audit.log.fd)
-    fence, key_page, rows = Fence(), KeyPage(), Rows()
+    fence, key_page, rows = Fence(), KeyPage(len(request.keks)), Rows()
     held.callback(os.close, rows.fd)
     held.callback(key_page.wipe_all)
-    prover = Prover(partial(open_kek, request.kek, request.vault), pinned, str(sealed), key_page, rows)
+    prover = Prover(request.keks, pinned, str(sealed), key_page, rows)
     try:
-        first = prover.first(PROVE_SECONDS)
+        first = prover.first(release.manifest, index_ciphertext, PROVE_SECONDS + len(index_ciphertext) / INDEX_BYTES_PER_SECOND)
     except KeyDeniedError as exc:
         if audit is not None:
             with contextlib.suppress(ConfigError):  # the denial is what to say
                 audit.log.write(AuditKind.DENIED, None, str(exc))
         raise
+    # What is now in the table no process of the mount holds any more: with very many files it is most of the memory.
+    release = release.without_blobs()
+    del index_ciphertext
+    return_free_memory()
     server = listen(mountpoint)
     try:
         session = open_session(mountpoint, MountOptions(request.model, request.allow_other, request.workers))
@@ -152,11 +160,9 @@ def _mount(
         server.close()
 
 
-def _pin(store: Store, release: VerifiedRelease) -> Pinned:
-    manifest = release.manifest
-    index_fd = pin("modelfs-index", fetch_index(store, manifest))
+def _pin(store: Store, manifest: Manifest) -> Pinned:
     keys_fd = pin("modelfs-keys", serialize(read_keys(store, manifest)))
-    return Pinned(manifest, index_fd, keys_fd)
+    return Pinned(without_blobs(manifest), empty_pin("modelfs-table"), keys_fd)
 
 
 def _serve(
@@ -174,13 +180,15 @@ def _serve(
     loop = ControlLoop(share.fence, ours, lease, audit, notifier)  # opens the fence: the first proof is a grant
     warden = _start_warden(share, theirs, request.workers, audit.log if audit else None, loop.lease.key_version)
     theirs.close()
-    load_provider(request.kek)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
+    for kek in request.keks:
+        load_provider(kek.uri)  # after the warden's fork, which needs none of it; before the provers', whose deadline is short
     facts = MountFacts(
         share.session.mountpoint,
         str(share.sealed),
         manifest.model,
         manifest.release,
-        request.kek,
+        loop.lease.kek or request.keks[0].name,
+        [kek.name for kek in request.keks],
         share.session.device,
         os.getpid(),
         warden,
@@ -225,6 +233,8 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
         warden.key_version = key_version
         proof = warden.run()
         if os.getppid() != control:
+            if audit is not None and warden.kek is not None:
+                audit.subject = replace(audit.subject, kek=warden.kek)
             _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
         return MountLostError.exit_code if proof.reason == "control died" else 0
 

@@ -7,9 +7,9 @@ child with a deadline.
 """
 
 import contextlib
+import errno
 import logging
 import os
-import select
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -34,6 +34,7 @@ RESEND_SECONDS = 0.02
 logger = logging.getLogger(__name__)
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_CANNOT = b"cannot"
 
 
 @dataclass
@@ -47,7 +48,9 @@ class Proof:
     steps_ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds from the start to the end of each step, in order."""
     resident_bytes: int | None = None
-    """Plaintext bytes left in the page cache; None if they could not be counted."""
+    """Plaintext bytes left in the page cache; None if they were not counted."""
+    not_counted: str | None = None
+    """What went wrong, where they could have been counted."""
     evicted: bool = False
     """Whether eviction ended within its deadline."""
     detached: bool = False
@@ -57,7 +60,7 @@ class Proof:
     @property
     def is_clean(self) -> bool:
         """Whether nothing is left that could be read."""
-        return self.evicted and self.detached and not self.resident_bytes
+        return self.evicted and self.detached and not self.resident_bytes and self.not_counted is None
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -70,6 +73,7 @@ class Darkness:
 
     steps_ms: dict[str, float] = field(default_factory=dict)
     resident_bytes: int | None = None
+    not_counted: str | None = None
     evicted: bool = False
     workers_left: list[int] = field(default_factory=list)
 
@@ -123,7 +127,7 @@ def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple
     watch.done("resend")
     dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS + SECONDS_PER_INODE * len(share.rows), share)
     watch.done("evict")
-    dark.resident_bytes = _count_resident(share)
+    dark.resident_bytes, dark.not_counted = _count_resident(share)
     watch.done("check")
     dark.workers_left = forget_workers(share, keyed)
     return dark, keyless
@@ -158,7 +162,7 @@ def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], rea
     dark, more = darken(share, keyed, State.REVOKED)
     keyless = [*keyless, *more]
     proof.steps_ms.update(dark.steps_ms)
-    proof.evicted, proof.resident_bytes = dark.evicted, dark.resident_bytes
+    proof.evicted, proof.resident_bytes, proof.not_counted = dark.evicted, dark.resident_bytes, dark.not_counted
     _attempt("abort", session.abort)
     watch.done("abort")
     proof.detached = _attempt("detach", session.detach)
@@ -189,7 +193,11 @@ def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> boo
         action()
         return 0
 
-    pid = fork_child(main)
+    try:
+        pid = fork_child(main)
+    except OSError:
+        logger.exception("a step of the unmount needs a process, and none can be had")
+        return False
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         code = wait_child(pid, RESEND_SECONDS)
@@ -201,18 +209,27 @@ def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> boo
     return False
 
 
-def _count_resident(share: MountShare) -> int | None:
-    """Plaintext bytes in the page cache, counted in a child through descriptors that are found by inode, not by name."""
+def _count_resident(share: MountShare) -> tuple[int | None, str | None]:
+    """Plaintext bytes in the page cache, counted in a child through descriptors that are found by inode, not by name.
+
+    Returns:
+        The bytes, or None; and why the count failed. Where it cannot be done, None says no more: not root, a kernel that does not count,
+        a mount or connection that somebody else has ended.
+    """
     reading, writing = os.pipe()
 
     def count() -> None:
         share.fence.checker_pid = os.getpid()
         try:
             root = os.open(share.session.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return  # nobody answers any more: the connection has ended
-        if open_inode(root, 1) is None:
-            return  # the root is always known: this kernel does not find inodes so, and 0 would be a guess
+        except OSError as exc:
+            if exc.errno != errno.ENOTCONN:
+                raise
+            os.write(writing, _CANNOT)  # somebody else has ended the connection: nobody answers any more
+            return
+        if cached_pages(root) is None or open_inode(root, 1) is None:
+            os.write(writing, _CANNOT)  # the root is always known: this kernel does not find inodes so, and 0 would be a guess
+            return
         pages = 0
         for inode in range(1, len(share.rows) + 1):
             row = share.rows.row(inode)
@@ -222,22 +239,19 @@ def _count_resident(share: MountShare) -> int | None:
             found = cached_pages(fd)
             os.close(fd)
             if found is None:
+                os.write(writing, _CANNOT)
                 return
             pages += found
         os.write(writing, str(pages * _PAGE_SIZE).encode())
 
     try:
         if os.geteuid() != 0 or not share.session.is_on_top():
-            return None
+            return None, None
         if not _run(count, CHECK_SECONDS + SECONDS_PER_INODE * len(share.rows), share):
             logger.error("the residency check did not end in time or failed")
-            return None
-        os.set_blocking(reading, False)
-        poll = select.poll()
-        poll.register(reading, select.POLLIN)
-        return int(os.read(reading, 32)) if poll.poll(0) else None
-    except (OSError, ValueError):
-        return None
+            return None, "the residency check did not end in time or failed"
+        answer = os.read(reading, 32)
+        return (None, None) if answer == _CANNOT else (int(answer), None)
     finally:
         share.fence.checker_pid = 0
         os.close(reading)

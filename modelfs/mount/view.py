@@ -1,6 +1,6 @@
-"""The plaintext view of a sealed model as one worker has it: inodes, attributes, names, reads. Needs no FUSE to be tested.
+"""The plaintext view of a sealed model as one worker has it: attributes, names, reads, by inode. Needs no FUSE to be tested.
 
-inode = row of the index + 1, for every worker the same: any worker answers any request.
+inode = row of the table, for every worker the same: any worker answers any request.
 """
 
 import stat
@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 from modelfs.cache.lru import LruMap
 from modelfs.errors import BlockAuthError, StoreError
-from modelfs.format.index import DirEntry, Entry, FileEntry, Index, SymlinkEntry
-from modelfs.format.manifest import BlobEntry, Manifest
-from modelfs.format.paths import parent_path
+from modelfs.format.manifest import Manifest
 from modelfs.mount.wire import FOREVER_S, Attributes
 from modelfs.reader.blob import BlobReader, ReadBuffers
+from modelfs.reader.table import Row, Table
 from modelfs.store.local import Store
 
-ROOT_INODE = 1
 MAX_OPEN_BLOBS = 256
 
 
@@ -33,94 +31,81 @@ class Appearance:
 class View:
     """One sealed model, opened with its keys. One thread."""
 
-    def __init__(self, store: Store, manifest: Manifest, index: Index, appearance: Appearance) -> None:
-        """Build the tables.
+    def __init__(self, store: Store, manifest: Manifest, table: Table, appearance: Appearance) -> None:
+        """Take what a view is made of.
 
         Args:
             store: Where the blobs lie.
-            manifest: Verified.
-            index: Opened with the DEK; holds the blob keys.
+            manifest: Verified; its blobs are not needed.
+            table: Opened with the DEK; holds the blobs and their keys.
             appearance: Owner and mode to show.
         """
         self.manifest = manifest
-        self.entries: list[Entry] = index.entries
         self.appearance = appearance
+        self._table = table
         self._store = store
-        self._blobs = {blob.id: blob for blob in manifest.blobs}
-        self._inodes = {entry.path: inode for inode, entry in enumerate(self.entries, ROOT_INODE)}
-        self._children: dict[int, list[int]] = {
-            inode: [] for inode, entry in enumerate(self.entries, ROOT_INODE) if isinstance(entry, DirEntry)
-        }
-        for inode, entry in enumerate(self.entries[1:], ROOT_INODE + 1):
-            self._children[self._inodes[parent_path(entry.path)]].append(inode)
         self._buffers = ReadBuffers()
         self._readers: LruMap[int, BlobReader] = LruMap(MAX_OPEN_BLOBS, BlobReader.close)
 
-    def entry(self, inode: int) -> Entry | None:
-        """The entry of an inode, or None."""
-        return self.entries[inode - ROOT_INODE] if ROOT_INODE <= inode < ROOT_INODE + len(self.entries) else None
+    def row(self, inode: int) -> Row | None:
+        """What is known of an inode, or None."""
+        return self._table.row(inode)
 
     def lookup(self, parent: int, name: bytes) -> int | None:
         """The inode of a name in a directory, or None."""
-        directory = self.entry(parent)
-        try:
-            text = name.decode()
-        except UnicodeDecodeError:
-            return None
-        if directory is None or "/" in text:
-            return None
-        if text == ".":
-            return parent
-        if text == "..":
-            return self._inodes.get(parent_path(directory.path))
-        return self._inodes.get(f"{directory.path}/{text}" if directory.path else text)
+        if name in (b".", b".."):
+            row = self._table.row(parent)
+            return None if row is None else row.parent if name == b".." else parent
+        return self._table.find(parent, name)
 
     def children(self, directory: int, after: int) -> Iterator[tuple[int, bytes]]:
         """(inode, name) of a directory's entries whose inode is above `after`, ascending."""
-        for inode in self._children.get(directory, ()):
-            if inode > after:
-                yield inode, self.entries[inode - ROOT_INODE].path.rpartition("/")[2].encode()
+        for inode in self._table.children(directory, after):
+            yield inode, self._table.name(inode)
 
-    def mode(self, entry: Entry) -> int:
+    def target(self, inode: int) -> bytes:
+        """Where a symlink that exists leads."""
+        return self._table.target(inode)
+
+    def describe(self, inode: int) -> str:
+        """Path and blob of a file that exists, for the log."""
+        return f"{self._table.path(inode)} (blob {self._table.blob(inode)[0].id})"
+
+    def mode(self, row: Row) -> int:
         """st_mode as shown."""
         shown = self.appearance.file_mode
-        if isinstance(entry, SymlinkEntry):
-            return stat.S_IFLNK | 0o777
-        if isinstance(entry, FileEntry):
-            return stat.S_IFREG | (entry.mode if shown is None else shown & 0o555)
-        return stat.S_IFDIR | (entry.mode if shown is None else (shown & 0o444) | (shown & 0o444) >> 2)
+        if shown is None or row.is_symlink:
+            return row.mode
+        if row.is_file:
+            return stat.S_IFREG | shown & 0o555
+        return stat.S_IFDIR | (shown & 0o444) | (shown & 0o444) >> 2
 
     def attributes(self, inode: int) -> Attributes:
         """What stat(2) shows of an inode that exists; it never changes."""
-        entry = self.entries[inode - ROOT_INODE]
+        row = self._table.row(inode)
+        if row is None:
+            raise ValueError(f"no inode {inode}")
         return Attributes(
             inode,
-            mode=self.mode(entry),
-            size=self.size(entry),
-            links=self.link_count(inode, entry),
+            mode=self.mode(row),
+            size=row.size,
+            links=row.links,
             uid=self.appearance.uid,
             gid=self.appearance.gid,
             block_size=self.manifest.block_size,
-            mtime_ns=entry.mtime,
+            mtime_ns=row.mtime_ns,
             valid_s=FOREVER_S,
         )
 
-    def link_count(self, inode: int, entry: Entry) -> int:
-        """st_nlink: 2 and one for each subdirectory, or 1."""
-        if not isinstance(entry, DirEntry):
-            return 1
-        return 2 + sum(isinstance(self.entries[child - ROOT_INODE], DirEntry) for child in self._children[inode])
-
-    def size(self, entry: Entry) -> int:
-        """st_size."""
-        if isinstance(entry, FileEntry):
-            return entry.size
-        return len(entry.target.encode()) if isinstance(entry, SymlinkEntry) else 0
+    @property
+    def entry_count(self) -> int:
+        """How many files, directories and symlinks."""
+        return len(self._table)
 
     @property
     def total_size(self) -> int:
         """Plaintext bytes of all files."""
-        return sum(blob.size for blob in self.manifest.blobs if blob.id != self.manifest.index)
+        return self._table.total_size
 
     def read_into(self, inode: int, offset: int, out: memoryview) -> int:
         """Fill `out` with a file's plaintext; see `BlobReader.read_into`.
@@ -138,11 +123,11 @@ class View:
             return self._open(inode).read_into(offset, out)
 
     def _open(self, inode: int) -> BlobReader:
-        entry = self.entries[inode - ROOT_INODE]
-        if not isinstance(entry, FileEntry):
+        row = self._table.row(inode)
+        if row is None or not row.is_file:
             raise ValueError(f"inode {inode} is no file")
-        blob: BlobEntry = self._blobs[entry.blob]
+        blob, key = self._table.blob(inode)
         shape = self.manifest.geometry(blob)
-        reader = BlobReader(self._store, blob, shape, self.manifest.digest, entry.blob_key, self._buffers)
+        reader = BlobReader(self._store, blob, shape, self.manifest.digest, key, self._buffers)
         self._readers.put(inode, reader)
         return reader

@@ -4,10 +4,12 @@ Holds the FUSE session and a dup of every worker's clone, forks and replaces wor
 takes the mount down in order.
 """
 
+import contextlib
 import json
 import logging
 import os
 import select
+import signal
 import socket
 import time
 from typing import Any
@@ -21,6 +23,8 @@ from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_wor
 RESPAWN_BURST = 20
 """Replacements at once; after that one each RESPAWN_SECONDS, so that a crash loop is not spun."""
 RESPAWN_SECONDS = 1.0
+CALM_CREDIT = RESPAWN_BURST / 2
+"""A crash loop is over when so many replacements are saved up again: after so many RESPAWN_SECONDS without one."""
 DEADLINE_POLL_SECONDS = 0.5
 """How long a deadline that control has moved may go unnoticed; the workers look at every request."""
 REASON_MS = 20
@@ -41,6 +45,8 @@ class Warden:
         """
         self.key_version: int | None = None
         """What control has last said of the KEK's version, for the audit trail, if control is gone at the end."""
+        self.kek: str | None = None
+        """The same of which KEK has granted; None: the one that opened the mount."""
         self._share = share
         self._channel = channel
         self._wanted = workers
@@ -50,15 +56,21 @@ class Warden:
         self._lights = 0
         """How often the mount was lit again; control must tell a darkening before from one after."""
         self._deaths = 0
+        self._is_crash_loop = False
         self._credit = float(RESPAWN_BURST)
         self._credited_at = time.monotonic()
 
     def run(self) -> Proof:
         """Serve until told to unmount, until control is gone, or until the mount is detached."""
+        children, writing = os.pipe()
+        os.set_blocking(children, False)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self._fill()
         self._tell_workers()
         with open(MOUNTINFO, "rb") as mountinfo:
-            reason = self._watch(mountinfo.fileno())
+            reason = self._watch(mountinfo.fileno(), children)
         logger.info("taking %s down: %s", self._share.session.mountpoint, reason)
         self._tell({"ending": reason})
         keyed, keyless = (self._workers, []) if self._keyed else ([], self._workers)
@@ -67,13 +79,14 @@ class Warden:
         self._tell({"proof": proof.as_json()})
         return proof
 
-    def _watch(self, mountinfo: int) -> str:
-        """Until something ends the mount; the reason."""
+    def _watch(self, mountinfo: int, children: int) -> str:
+        """Until something ends the mount; the reason. `children` is readable after SIGCHLD."""
         session, fence = self._share.session, self._share.fence
         while True:
             poll = select.poll()
             poll.register(self._channel, select.POLLIN)
             poll.register(mountinfo, select.POLLPRI | select.POLLERR)
+            poll.register(children, select.POLLIN)
             for worker in self._workers:
                 poll.register(worker.pidfd, select.POLLIN)
             ready = dict(poll.poll(self._poll_timeout_ms()))
@@ -90,7 +103,7 @@ class Warden:
                         self._light()
                         continue
                     case "note":
-                        self.key_version = message["key_version"]
+                        self.key_version, self.kek = message["key_version"], message["kek"]
                         continue
                     case "answer":
                         self._tell({"alive": True})
@@ -100,9 +113,20 @@ class Warden:
             if self._keyed and not fence.allows(epoch):
                 self._darken(epoch)
                 continue
+            if children in ready:
+                os.read(children, 4096)
+                self._end_stopped()
             dead = [worker for worker in self._workers if worker.pidfd in ready]
-            if (dead or len(self._workers) < self._wanted_now) and self._replace(dead):
+            if (dead or self._is_crash_loop) and self._replace(dead):
                 return "somebody ended the connection (umount -f)"
+
+    def _end_stopped(self) -> None:
+        """A worker that somebody has stopped (SIGSTOP) would leave what it has read unanswered for ever: it is ended, and replaced."""
+        for worker in self._workers:
+            with contextlib.suppress(ChildProcessError):  # it is dead
+                if os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOHANG) is not None:
+                    logger.warning("worker %d was stopped: ending it", worker.pid)
+                    kill_child(worker.pid)
 
     def _reason_of_control(self) -> str:
         """Control fences first and says why right after."""
@@ -114,7 +138,7 @@ class Warden:
         return "revoked"
 
     def _poll_timeout_ms(self) -> int | None:
-        waits = [RESPAWN_SECONDS] if len(self._workers) < self._wanted_now else []
+        waits = [RESPAWN_SECONDS] if self._is_crash_loop else []
         if self._keyed and self._share.fence.deadline_ns != NO_DEADLINE:
             left = (self._share.fence.deadline_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
             waits.append(max(0.0, min(left, DEADLINE_POLL_SECONDS)))
@@ -126,7 +150,7 @@ class Warden:
 
     def _darken(self, epoch: int) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
-        self._tell({"busy_s": darken_seconds(self._share, len(self._workers))})
+        self._tell({"busy_s": darken_seconds(self._share, len(self._workers)), "lights": self._lights})
         # Where control has locked, the next key may be in the key page already: then neither that nor a new epoch is ours to end.
         # Only where the lease ran out, and control, stopped or dead, has not said so, is it for us to do.
         fence = self._share.fence
@@ -162,8 +186,9 @@ class Warden:
             logger.warning("worker %d ended (%s): replacing it", worker.pid, f"signal {-code}" if code < 0 else f"exit {code}")
         if not ended:
             self._fill()
-        # First somebody who answers, then what the dead left unanswered, then their queues go.
-        if dead:
+        # First somebody who answers, then what the dead left unanswered, then their queues go. In a crash loop it may be just that which
+        # kills whoever takes it: then it is not handed on, and whoever asked is told ECONNABORTED.
+        if dead and not self._is_crash_loop:
             self._share.session.resend()
         for worker in dead:
             worker.forget()
@@ -174,14 +199,19 @@ class Warden:
         now = time.monotonic()
         self._credit = min(RESPAWN_BURST, self._credit + (now - self._credited_at) / RESPAWN_SECONDS)
         self._credited_at = now
-        while len(self._workers) < self._wanted_now:
-            if self._credit < 1:
-                return
+        while len(self._workers) < self._wanted_now and self._credit >= 1:
             self._credit -= 1
             self._workers.append(start_worker(self._share, keyed=self._keyed))
+        if len(self._workers) < self._wanted_now and not self._is_crash_loop:
+            self._is_crash_loop = True
+            logger.error("workers die as fast as they are started (%d by now): one is started each %g s", self._deaths, RESPAWN_SECONDS)
+        elif self._is_crash_loop and self._credit >= CALM_CREDIT:
+            self._is_crash_loop = False
+            logger.warning("workers live again")
 
     def _tell_workers(self) -> None:
-        self._tell({"workers": [worker.pid for worker in self._workers], "deaths": self._deaths})
+        pids = [worker.pid for worker in self._workers]
+        self._tell({"workers": pids, "deaths": self._deaths, "crash_loop": self._is_crash_loop})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:

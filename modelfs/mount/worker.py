@@ -14,7 +14,8 @@ from modelfs.mount.answers import KeyedAnswers, KeylessAnswers
 from modelfs.mount.serve import serve
 from modelfs.mount.session import Session
 from modelfs.mount.view import Appearance, View
-from modelfs.reader.index import open_index
+from modelfs.reader.table import Table
+from modelfs.reader.table_pages import TablePages
 from modelfs.store.local import Store
 
 CONNECTION_ENDED = 3
@@ -41,7 +42,7 @@ class MountShare:
     @property
     def descriptors(self) -> set[int]:
         """What a forked process of the mount keeps open, besides its standard streams and what is its own."""
-        return {self.session.fd, self.pinned.index_fd, self.pinned.keys_fd, self.rows.fd, self.store_fd}
+        return {self.session.fd, self.pinned.table_fd, self.pinned.keys_fd, self.rows.fd, self.store_fd}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,6 @@ def _open_answers(share: MountShare, epoch: int) -> KeyedAnswers:
     manifest = share.pinned.manifest
     if not share.fence.allows(epoch) or not commitment_agrees(dek, manifest.key_commitment):
         os._exit(0)  # fenced between fork and here
-    index = open_index(share.pinned.index_ciphertext(), manifest, dek)
-    view = View(Store(share.sealed, share.store_fd), manifest, index, share.appearance)
+    table = Table(TablePages(share.pinned.table_fd, dek))
+    view = View(Store(share.sealed, share.store_fd), manifest, table, share.appearance)
     return KeyedAnswers(view, share.fence, epoch)

@@ -72,12 +72,13 @@ class BlobReader:
             BlockAuthError: A block is not what was signed; `out` holds no byte of it, and names its number.
             StoreError: The store failed.
         """
+        whole_size, whole = self._shape.block_size, self._shape.block_length
         spans = list(self._shape.spans(offset, len(out)))
-        stored = self._stored([index for index, _, length in spans if length == self._shape.block_length(index)])
+        stored = self._stored([index for index, _, length in spans if length == whole_size or length == whole(index)])
         done = 0
         for index, skip, length in spans:
             part = out[done : done + length]
-            if length == self._shape.block_length(index):
+            if length == whole_size or length == whole(index):
                 self._open_block(index, next(stored), part)
             else:
                 part[:] = self._block(index)[skip : skip + length]
@@ -99,9 +100,9 @@ class BlobReader:
         end = self._shape.block_offset(indices[-1]) + self._shape.block_length(indices[-1]) + TAG_SIZE
         framed = self._buffers.ciphertext.framed(start, end - start)
         framed = framed[: 1 + self._stream.read(framed[1:], start)]
-        for index in indices:
-            at = self._shape.block_offset(index) - start
-            yield framed[at : at + 1 + self._shape.block_length(index) + TAG_SIZE]
+        step = self._shape.block_size + TAG_SIZE
+        for at in range(0, step * len(indices), step):
+            yield framed[at : at + 1 + step]
 
     def _open_block(self, index: int, framed: memoryview, out: memoryview) -> None:
         try:

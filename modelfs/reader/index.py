@@ -39,6 +39,6 @@ def open_index(ciphertext: bytes, manifest: Manifest, dek: bytes) -> Index:
     blob = manifest.index_blob
     key = index_key(dek, blob.id)
     plaintext = decrypt_whole(ciphertext, blob, manifest.geometry(blob), manifest.digest, key)
-    index = parse_index(bytes(plaintext))
+    index = parse_index(plaintext)
     verify_index_matches(index, manifest)
     return index

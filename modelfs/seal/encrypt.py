@@ -19,7 +19,8 @@ from modelfs.format.fields import ID_SIZE, KEY_SIZE
 from modelfs.format.geometry import TAG_SIZE, Geometry, geometry
 from modelfs.format.limits import MIB
 from modelfs.format.manifest import BlobEntry, DigestName
-from modelfs.seal.scan import SourceFile, identity
+from modelfs.seal.scan import SourceFile
+from modelfs.seal.source import Source
 from modelfs.store.direct import PieceWriter, Seam, start_writing
 from modelfs.store.local import Store, pread_exact, store_error
 
@@ -44,7 +45,7 @@ class Cancelled(Exception):
 class FinishedBlob:
     """A blob that is whole on disk and fsynced; not yet its name in the directory, nor its journal line."""
 
-    source: SourceFile
+    source: Source
     entry: BlobEntry
     key: bytes = field(repr=False)
     digest: str
@@ -95,13 +96,13 @@ class SealPass:
             out = self.store.create_blob(blob_id)
             try:
                 leaves = b"".join(
-                    _write_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
+                    encrypt_segment(cipher, shape, self.digest, memoryview(plaintext)[start : start + step], start, out)
                     for start in range(0, max(1, len(plaintext)), step)
                 )
                 os.fsync(out)
             finally:
                 os.close(out)
-            return self._finish(blob_id, shape, leaves)
+            return self.finish(blob_id, shape, leaves)
         except OSError as exc:
             self.store.remove_blob(blob_id)
             raise store_error(f"write a blob in {self.store.root}", exc) from exc
@@ -116,12 +117,13 @@ class SealPass:
                 os.fsync(out)
             finally:
                 os.close(out)
-            check_unchanged(source, fd)
-            return self._finish(blob_id, shape, leaves), plain.digest().hex()
+            source.check_unchanged(fd)
+            return self.finish(blob_id, shape, leaves), plain.digest().hex()
         except OSError as exc:
             raise store_error(f"write a blob in {self.store.root}", exc) from exc
 
-    def _finish(self, blob_id: str, shape: Geometry, leaves: bytes) -> BlobEntry:
+    def finish(self, blob_id: str, shape: Geometry, leaves: bytes) -> BlobEntry:
+        """Write the digests, durably, of a blob that is whole and fsynced; its entry for the manifest."""
         pages = page_hashes(self.digest, leaves)
         if shape.block_count > 1:
             out = self.store.create_blob(f"{blob_id}.digests")
@@ -138,7 +140,7 @@ class SealPass:
             plaintext = page_aligned(max(1, shape.size))[: shape.size]
             self._read(fd, plaintext, 0, source)
             self._digest(plain, plaintext)
-            return _write_segment(cipher, shape, self.digest, plaintext, 0, out)
+            return encrypt_segment(cipher, shape, self.digest, plaintext, 0, out)
         writer = PieceWriter(out, shape.ciphertext_size)
         leaves: list[bytes] = []
         segments: deque[tuple[Future[bytes], memoryview]] = deque()
@@ -191,24 +193,14 @@ def open_source(source: SourceFile) -> int:
     except OSError as exc:
         raise ConfigError(f"cannot read the source file {source.path}: {os.strerror(exc.errno or 0)}") from exc
     try:
-        check_unchanged(source, fd)
+        source.check_unchanged(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def check_unchanged(source: SourceFile, fd: int | None = None) -> None:
-    """Raise SourceChangedError unless path and descriptor are still the file that was scanned."""
-    try:
-        now = [os.stat(source.real)] + ([os.fstat(fd)] if fd is not None else [])
-    except OSError:
-        now = []
-    if not now or any(identity(info) != source.identity for info in now):
-        raise SourceChangedError(f"{source.path} changed while it was sealed: seal again when it is at rest")
-
-
-def _encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int) -> bytes:
+def _encrypt_blocks(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int) -> bytes:
     """Encrypt a whole number of blocks that begins at plaintext offset `start` into this thread's memory; their leaves, joined."""
     first = start // shape.block_size
     framed = _scratch().framed(*_place(shape, plaintext, start))
@@ -225,9 +217,9 @@ def _encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, pl
     return b"".join(leaves)
 
 
-def _write_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
+def encrypt_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
     """Encrypt a segment and write it as it is; its leaves, joined."""
-    leaves = _encrypt_segment(cipher, shape, digest, plaintext, start)
+    leaves = _encrypt_blocks(cipher, shape, digest, plaintext, start)
     offset, length = _place(shape, plaintext, start)
     ciphertext, done = _scratch().framed(offset, length)[1:], 0
     while done < length:
@@ -248,7 +240,7 @@ def _write_piece(
 ) -> bytes:
     """Encrypt a segment and write it as one of many pieces; its leaves, joined."""
     try:
-        leaves = _encrypt_segment(cipher, shape, digest, plaintext, start)
+        leaves = _encrypt_blocks(cipher, shape, digest, plaintext, start)
         place = _place(shape, plaintext, start)
         writer.write(_scratch().from_page(*place), place[0], before, after)
     finally:

@@ -1,4 +1,4 @@
-"""pending/: what an unfinished seal has decided and finished (docs/FORMAT.md section 7).
+"""pending/: what an unfinished seal or rotation has decided and finished (docs/FORMAT.md section 7).
 
 A storage writer can read and replace these files, and an inference host, whose KEK opens the pending DEK, could be his. So the
 plan and every batch of journal lines are signed by the publisher's own key, which no host has: what was planted is never used.
@@ -8,6 +8,7 @@ The lines are encrypted too, because they hold blob keys.
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelfs.crypto.aead import decrypt_record, encrypt_record
@@ -22,7 +23,8 @@ from modelfs.format.journal import JournalRecord
 from modelfs.format.keysfile import KeysFile, parse_keys
 from modelfs.format.limits import KIB, MAX_KEYS_SIZE, MAX_PLAN_SIZE, MIB
 from modelfs.format.manifest import PLAN_TYPE, BlobEntry, Plan, parse_plan
-from modelfs.keys.interface import KeyProvider, unwrap_dek
+from modelfs.keys.interface import KeyProvider
+from modelfs.keys.several import unwrap_by_any
 from modelfs.seal.encrypt import Entropy, FinishedBlob
 from modelfs.store.local import Store, store_error
 
@@ -80,11 +82,11 @@ def read_plan(store: Store, signer: Signer) -> Plan | None:
         return None
 
 
-def resume(store: Store, plan: Plan, provider: KeyProvider, signer: Signer) -> Pending | None:
-    """The pending work of a verified plan, or None if its keys cannot be opened by `provider`."""
+def resume(store: Store, plan: Plan, providers: Sequence[KeyProvider], signer: Signer) -> Pending | None:
+    """The pending work of a verified plan, or None if none of `providers` opens its keys."""
     try:
         keys = parse_keys(store.read_file(KEYS, MAX_KEYS_SIZE), KEYS)
-        dek = unwrap_dek(provider, keys, plan)
+        dek, _kek = unwrap_by_any(providers, keys, plan)
     except KeyServiceError:
         raise  # later it may open them: what is finished is not thrown away for an outage
     except (StoreError, FormatError, KeyAccessError):
@@ -166,7 +168,7 @@ class JournalWriter:
                 path=blob.source.path,
                 root=blob.entry.root,
                 size=blob.entry.size,
-                source=list(blob.source.identity),
+                source=source if isinstance(source := blob.source.identity, str) else list(source),
             )
             nonce = self._count.to_bytes(12, "big")
             self._count += 1
@@ -183,10 +185,10 @@ class JournalWriter:
             raise store_error(f"write the journal in {self._store.root}", exc) from exc
 
 
-def discard(store: Store) -> None:
-    """Remove all pending work, the lock apart: plan last, so that a crash leaves it recognisable."""
+def discard(store: Store, keep: str = "") -> None:
+    """Remove all pending work, the lock and the file `keep` apart: plan last, so that a crash leaves it recognisable."""
     for name in store.names("pending"):
-        if name not in ("lock", "plan.json"):
+        if name not in ("lock", "plan.json", keep):
             store.remove(f"pending/{name}")
     store.remove(PLAN)
     with contextlib.suppress(OSError):

@@ -7,7 +7,8 @@ from modelfs.errors import BlobNotFoundError, FormatError
 from modelfs.format.envelope import parse_envelope
 from modelfs.format.limits import MAX_MANIFEST_SIZE
 from modelfs.format.manifest import MANIFEST_TYPE, Manifest, parse_manifest
-from modelfs.seal.journal import pending_blob_ids
+from modelfs.seal.journal import discard, pending_blob_ids
+from modelfs.seal.waiting import waiting_manifest
 from modelfs.store.local import MANIFEST, Store
 
 _RELEASE_NAME = re.compile(r"([1-9][0-9]{0,15})\.json")
@@ -71,7 +72,8 @@ def archive_current(store: Store) -> None:
 def remove_unnamed_blobs(store: Store, manifests: list[Manifest]) -> tuple[int, int]:
     """Remove every blob that neither a manifest nor pending work names; how many, and their bytes."""
     named = pending_blob_ids(store)
-    for manifest in manifests:
+    waiting = waiting_manifest(store)
+    for manifest in [*manifests, *([waiting] if waiting else [])]:
         named.update(blob.id for blob in manifest.blobs)
     count = size = 0
     for blob_id in sorted(store.blob_ids() - named):
@@ -81,14 +83,15 @@ def remove_unnamed_blobs(store: Store, manifests: list[Manifest]) -> tuple[int, 
     return count, size
 
 
-def collect_garbage(store: Store, keep: int) -> Removed:
-    """Keep the current release, the `keep - 1` before it and everything newer; remove what only the others name.
+def collect_garbage(store: Store, keep: int, discard_pending: bool = False) -> Removed:
+    """Keep the current release, the `keep - 1` before it, everything newer and what is pending; remove what only the others name.
 
     Newer ones can be there after an operator restored an older manifest.json; they are not ours to judge.
 
     Args:
         store: Its writer's lock is held by the caller.
         keep: At least 1.
+        discard_pending: Remove an unfinished seal or rotation, and a release that waits for signatures, too.
 
     Raises:
         FormatError: A manifest is malformed; nothing was removed.
@@ -96,16 +99,16 @@ def collect_garbage(store: Store, keep: int) -> Removed:
     archive_current(store)
     manifests = kept_manifests(store)
     current = current_manifest(store)
-    if current is None:
-        count, size = remove_unnamed_blobs(store, list(manifests.values()))
-        return Removed([], count, size)
-    older = sorted((release for release in manifests if release < current.release), reverse=True)
+    if discard_pending:
+        discard(store)
+    waiting = waiting_manifest(store)
+    older = sorted((release for release in manifests if current and release < current.release), reverse=True)
     removed = sorted(older[keep - 1 :])
     kept = [manifest for release, manifest in manifests.items() if release not in removed]
     # Manifests first: a crash in between leaves blobs that the next run removes, never a release without blobs.
     for release in removed:
         store.remove(f"manifests/{release}.json")
-    commitments = {manifest.key_commitment for manifest in kept}
+    commitments = {manifest.key_commitment for manifest in [*kept, *([waiting] if waiting else [])]}
     for name in store.names("keys"):
         if (match := _KEYS_NAME.fullmatch(name)) and match[1] not in commitments:
             store.remove(f"keys/{name}")

@@ -1,6 +1,7 @@
 """Taking over the blobs of unchanged files from the release before, by content: same plaintext digest, same blob."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelfs.crypto.digests import new_hasher
@@ -8,10 +9,11 @@ from modelfs.errors import BlockAuthError, FormatError, KeyAccessError, KeyServi
 from modelfs.format.index import FileEntry
 from modelfs.format.limits import MIB
 from modelfs.format.manifest import BlobEntry, Manifest
-from modelfs.keys.interface import KeyProvider, unwrap_dek
+from modelfs.keys.interface import KeyProvider
+from modelfs.keys.several import unwrap_by_any
 from modelfs.reader.index import fetch_index, open_index
 from modelfs.reader.verify import verify_blob
-from modelfs.seal.encrypt import Cancelled, FinishedBlob, SealPass, check_unchanged, open_source
+from modelfs.seal.encrypt import Cancelled, FinishedBlob, SealPass, open_source
 from modelfs.seal.scan import SourceFile
 from modelfs.store.local import Store, pread_exact
 from modelfs.trust.release import VerifiedRelease, read_keys
@@ -40,7 +42,7 @@ class EarlierBlobs:
             return found[0] if found else None
 
 
-def earlier_blobs(store: Store, release: VerifiedRelease, provider: KeyProvider, seal: SealPass) -> EarlierBlobs | str:
+def earlier_blobs(store: Store, release: VerifiedRelease, providers: Sequence[KeyProvider], seal: SealPass) -> EarlierBlobs | str:
     """The blobs of the release before, or why none can be reused.
 
     The manifest is verified and the commitment checked before a key of the index is believed.
@@ -49,7 +51,7 @@ def earlier_blobs(store: Store, release: VerifiedRelease, provider: KeyProvider,
     if (manifest.block_size, manifest.digest) != (seal.block_size, seal.digest):
         return "block size or digest differ"
     try:
-        dek = unwrap_dek(provider, read_keys(store, manifest), manifest)
+        dek, _kek = unwrap_by_any(providers, read_keys(store, manifest), manifest)
         index = open_index(fetch_index(store, manifest), manifest, dek)
     except KeyServiceError:
         raise  # later it may: better to seal then than to encrypt everything anew
@@ -94,5 +96,5 @@ def _digest_source(seal: SealPass, source: SourceFile) -> str:
             if not pread_exact(fd, part, start):
                 break
             hasher.update(part)
-        check_unchanged(source, fd)
+        source.check_unchanged(fd)
     return hasher.digest().hex()

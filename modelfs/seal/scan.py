@@ -5,7 +5,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelfs.errors import ConfigError
+from modelfs.errors import ConfigError, SourceChangedError
 from modelfs.format.index import DirEntry, SymlinkEntry
 from modelfs.format.journal import Identity
 from modelfs.format.limits import MAX_ENTRIES, MAX_FILE_SIZE
@@ -24,6 +24,15 @@ class SourceFile:
     mode: int
     mtime: int
     identity: Identity
+
+    def check_unchanged(self, fd: int | None = None) -> None:
+        """Raise SourceChangedError unless path and descriptor are still the file that was scanned."""
+        try:
+            now = [os.stat(self.real)] + ([os.fstat(fd)] if fd is not None else [])
+        except OSError:
+            now = []
+        if not now or any(identity(info) != self.identity for info in now):
+            raise SourceChangedError(f"{self.path} changed while it was sealed: seal again when it is at rest")
 
 
 @dataclass

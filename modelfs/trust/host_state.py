@@ -12,7 +12,7 @@ from modelfs.format.limits import KIB
 from modelfs.trust.release import VerifiedRelease
 
 
-class Seen(canonical.StrictModel):
+class Seen(canonical.CanonicalModel):
     """The newest release that this host has served of one model."""
 
     model: ModelName

@@ -5,7 +5,7 @@ keys, look at blobs, remember releases (trust/host_state.py).
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from modelfs.crypto.signatures import TrustedKeys, verify_envelope
@@ -14,7 +14,7 @@ from modelfs.format.envelope import parse_envelope
 from modelfs.format.fields import parse_time
 from modelfs.format.keysfile import KeysFile, parse_keys
 from modelfs.format.limits import MAX_KEYS_SIZE, MAX_MANIFEST_SIZE
-from modelfs.format.manifest import MANIFEST_TYPE, Manifest, parse_manifest
+from modelfs.format.manifest import MANIFEST_TYPE, Manifest, parse_manifest, without_blobs
 from modelfs.store.local import MANIFEST, Store
 
 
@@ -23,12 +23,14 @@ class VerifiedRelease:
     """A manifest whose signatures, name and expiry were checked."""
 
     manifest: Manifest
-    envelope: bytes
-    """The exact bytes of manifest.json."""
     payload_digest: str
     """SHA-256 of the signed payload, hex: identifies the release's content."""
     signed_by: tuple[str, ...]
     """keyids of the trusted keys that signed."""
+
+    def without_blobs(self) -> "VerifiedRelease":
+        """This release less its blobs: hundreds of bytes for each."""
+        return replace(self, manifest=without_blobs(self.manifest))
 
 
 def verify_release(data: bytes, trusted: TrustedKeys, *, model: str | None, now: datetime, what: str = MANIFEST) -> VerifiedRelease:
@@ -53,7 +55,7 @@ def verify_release(data: bytes, trusted: TrustedKeys, *, model: str | None, now:
     if model is not None and manifest.model != model:
         raise VerificationError(f"this is the model {manifest.model!r}, not {model!r}: name the right model or the right directory")
     check_expiry(manifest, now)
-    return VerifiedRelease(manifest, data, hashlib.sha256(payload).hexdigest(), tuple(signed_by))
+    return VerifiedRelease(manifest, hashlib.sha256(payload).hexdigest(), tuple(signed_by))
 
 
 def check_expiry(manifest: Manifest, now: datetime) -> None:

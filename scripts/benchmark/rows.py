@@ -96,4 +96,5 @@ CURVES = [
     Curve("mount-time", "mount time against model size", "s", "GB in the model, 1 GB files", _value),
     Curve("mount-memory", "PSS after mounting against model size", "MiB", "GB in the model, 1 GB files", _value),
     Curve("mount-time-files", "mount time against number of files", "s", "files in the model", _value),
+    Curve("mount-memory-files", "PSS after mounting against number of files", "MiB", "files in the model", _value),
 ]

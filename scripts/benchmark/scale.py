@@ -139,10 +139,12 @@ class Scale:
                 self.results.add_point("mount-memory", "modelfs", files, peak / MIB)
 
     def model_files(self) -> None:
-        """Mount time against the number of files."""
+        """Mount time and memory against the number of files."""
         for files in [1, 1000] if self.quick else [1, 100, 1_000, 10_000, 100_000]:
-            for value in self._mount_times(files, SMALL_FILE)[0]:
+            seconds, memory = self._mount_times(files, SMALL_FILE)
+            for value, peak in zip(seconds, memory, strict=True):
                 self.results.add_point("mount-time-files", "modelfs", files, value)
+                self.results.add_point("mount-memory-files", "modelfs", files, peak / MIB)
 
     def ready(self) -> None:
         """The row of the same name: 1,000 files of 1 GB; and which key providers such a mount imports."""

@@ -63,7 +63,7 @@ class Attacker:
         """Every id, key and root that must not appear in anything that the publisher signs."""
 
     def plan(self, **change: Any) -> Plan:
-        genuine = {"block_size": BLOCK, "digest": "blake3", "format": "modelfs/1", "model": MODEL, "release": 1}
+        genuine = {"block_size": BLOCK, "digest": "blake3", "format": "modelfs/1", "model": MODEL, "release": 1, "rotates": None}
         return Plan(**{**genuine, "key_commitment": key_commitment(self.dek).hex(), "key_id": self.key_id, **change})
 
     def plant_plan(self, signing: Path, **change: Any) -> None:
@@ -249,7 +249,7 @@ JOURNALS: dict[str, tuple[Callable[[Batches], Batches], int]] = {
 def test_journal_is_believed_up_to_the_first_batch_that_is_not_as_signed(
     keys_dir: KeySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Batches], Batches], resumed: int
 ) -> None:
-    monkeypatch.setattr("modelfs.seal.publish._batch", lambda done, most: [done.get()])  # one blob to a batch
+    monkeypatch.setattr("modelfs.seal.making._batch", lambda done, most: [done.get()])  # one blob to a batch
     source, path = write_tree(tmp_path / "src", FILES), tmp_path / "sealed"
     interrupted_seal(keys_dir, source, path)
     (own,) = (path / "pending").glob("journal-*")
@@ -273,7 +273,7 @@ def test_publishers_signature_does_not_cover_another_batch(scene: Scene) -> None
     """A holder of the DEK puts lines of his own over the signature that the publisher gave for his."""
     signer = load_signer(scene.keys.signing)
     with Store(scene.path) as store:
-        pending = journal.resume(store, scene.plan, scene.keys.provider(), signer)
+        pending = journal.resume(store, scene.plan, [scene.keys.provider()], signer)
     assert pending is not None
     (own,) = (scene.path / "pending").glob("journal-*")
     signature = own.read_bytes().splitlines(keepends=True)[-1]
@@ -354,7 +354,7 @@ def test_pending_special_files_do_not_hang_and_are_not_followed(scene: Scene, pl
 def test_a_holder_of_the_dek_cannot_have_the_publisher_sign_a_forged_blob(scene: Scene) -> None:
     """DESIGN section 2, row 3: a compromised inference host (it has the KEK) that also writes the storage."""
     with Store(scene.path) as store:
-        pending = journal.resume(store, scene.plan, scene.keys.provider(), load_signer(scene.keys.signing))
+        pending = journal.resume(store, scene.plan, [scene.keys.provider()], load_signer(scene.keys.signing))
     assert pending is not None
     assert pending.records, "the attack needs an unfinished seal with finished files"
     (genuine,) = (scene.path / "pending").glob("journal-*")

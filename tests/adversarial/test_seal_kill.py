@@ -77,7 +77,7 @@ class Ledger:
         with Store(self.path) as store:
             signer = load_signer(self.keys.signing)
             plan = journal.read_plan(store, signer)
-            pending = journal.resume(store, plan, self.keys.provider(), signer) if plan else None
+            pending = journal.resume(store, plan, [self.keys.provider()], signer) if plan else None
         for blob_id, record in pending.records if pending else ():
             if (self.path / "blobs" / blob_id).exists():
                 yield blob_id, bytes.fromhex(record.key)
@@ -193,8 +193,8 @@ def test_seal_killed_at_many_moments(keys_dir: KeySet, tmp_path: Path) -> None:
 
 HARNESS = """
 import os, signal, sys, threading
-from modelfs.seal import publish
-publish.COMMIT_SECONDS = 0  # a journal line as soon as a blob is finished, so that there is much to resume
+from modelfs.seal import making, releasing
+making.COMMIT_SECONDS = 0  # a journal line as soon as a blob is finished, so that there is much to resume
 phase, fatal = sys.argv.pop(1).split(":")
 lock, seen, wrote, counting = threading.Lock(), [], [], phase == "start"
 def die():
@@ -216,11 +216,11 @@ def watch(name):
     setattr(os, name, call)
 for name in ("fsync", "rename", "unlink", "pwrite", "write", "mkdir", "rmdir"):
     watch(name)
-def count_from_here(*args, really=publish._Seal._publish):
+def count_from_here(*args, really=releasing.conclude):
     global counting
     counting = counting or phase == "publish"
     return really(*args)
-publish._Seal._publish = count_from_here
+releasing.conclude = count_from_here
 from modelfs.cli.app import main
 try:
     main()
@@ -400,7 +400,7 @@ def test_no_key_and_nonce_are_used_twice(
     for name in sizes:
         (source / name).write_bytes(os.urandom(sizes[name]))
     really_write, really_rename = os.pwrite, os.rename
-    monkeypatch.setattr("modelfs.seal.publish.COMMIT_SECONDS", 0)
+    monkeypatch.setattr("modelfs.seal.making.COMMIT_SECONDS", 0)
 
     def stop_at(limit: int) -> dict[str, Any]:
         stop, done = threading.Event(), Counter[str]()

@@ -1,6 +1,7 @@
 """What every key provider promises (modelfs/keys/interface.py): one suite, every implementation."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from modelfs.errors import KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.format.keysfile import Recipient, keys_file, recipient, wrapping_context
 from modelfs.keys.file import generate_kek, open_provider
+from modelfs.keys.gcp import open_provider as open_gcp
 from modelfs.keys.interface import KeyProvider, unwrap_dek
+from tests.aws import emulators
+from tests.gcp.fake import DECRYPT, ENCRYPT, FakeKms
 from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, Server, manifest
 
 Make = Callable[[], KeyProvider]
@@ -28,14 +32,32 @@ class Contender:
     """What must not be in anything that is stored or printed."""
 
 
-@pytest.fixture(params=["file", "vault derived", "vault plain"])
-def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
+@pytest.fixture(params=["file", "vault derived", "vault plain", "moto", "ministack", "gcp"])
+def contender(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contender:
     if request.param == "file":
         paths = [tmp_path / "kek-secret-path", tmp_path / "other"]
         for path in paths:
             generate_kek(path)
         return Contender(
             "file", lambda: open_provider(str(paths[0])), lambda: open_provider(str(paths[1])), (paths[0].read_bytes().hex(), "secret-path")
+        )
+    if request.param in emulators.NAMES:
+        emulator: emulators.Emulator = request.getfixturevalue(request.param)
+        credentials = emulators.credentials_file(tmp_path / "aws-credentials")
+        emulators.use(monkeypatch, emulators.environment(emulator.address, credentials))
+        arns = [emulator.key() for _ in range(2)]
+        secrets = (emulators.SECRET_KEY, emulators.ACCESS_KEY, emulator.address, str(credentials))
+        return Contender(request.param, lambda: emulators.provider(arns[0]), lambda: emulators.provider(arns[1]), secrets)
+    if request.param == "gcp":
+        kms: FakeKms = request.getfixturevalue("gcp")
+        names = [f"contract-{os.urandom(4).hex()}" for _ in range(2)]
+        resources = [kms.key(name) for name in names]
+        credentials = kms.account(names[0], resources[0], ENCRYPT, DECRYPT)
+        kms.granted |= {(email, permission, resources[1]) for email, permission, key in kms.granted if key == resources[0]}
+        request.getfixturevalue("gcp_login")(credentials)
+        uris = [f"{resource}?endpoint={kms.endpoint}" for resource in resources]
+        return Contender(
+            "gcp", lambda: open_gcp(uris[0]), lambda: open_gcp(uris[1]), (credentials.read_text(), kms.endpoint, str(credentials))
         )
     server: Server = request.getfixturevalue("server")
     keys = [server.key(derived=request.param == "vault derived") for _ in range(2)]
@@ -120,6 +142,8 @@ def test_every_changed_byte_is_refused(contender: Contender) -> None:
         changed[position] ^= 1
         if position >= len(wrapped) - 3:
             continue  # base64: the last characters may hold bits that mean nothing
+        if contender.name == "ministack" and position < 36:
+            continue  # the key's id, which it does not look at: tests/aws/test_emulators.py
         with pytest.raises(KeyAccessError):
             unwrap_dek(provider, keys_file([altered(entry, bytes(changed))]), manifest())
 

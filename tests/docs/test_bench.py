@@ -38,6 +38,7 @@ def report_of(done: "subprocess.CompletedProcess[str]", results: Path) -> dict[s
     return dict(json.loads((results / "report.json").read_text()))
 
 
+@pytest.mark.alone
 @pytest.mark.fuse
 def test_a_small_run_measures_and_reports(tmp_path: Path) -> None:
     work, results = tmp_path / "work", tmp_path / "results"
@@ -66,6 +67,7 @@ def test_a_small_run_measures_and_reports(tmp_path: Path) -> None:
     assert cache.read_ahead_kb(work) == before
 
 
+@pytest.mark.alone
 @pytest.mark.fuse
 def test_a_candidate_that_cannot_be_had_is_missing_and_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()

@@ -17,7 +17,20 @@ from tests.helpers import REPOSITORY
 README = (REPOSITORY / "README.md").read_text()
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
-COMMANDS = ["keygen signing", "keygen kek", "seal", "verify", "inspect", "gc", "forget", "mount", "status", "unmount"]
+COMMANDS = [
+    "keygen signing",
+    "keygen kek",
+    "seal",
+    "verify",
+    "inspect",
+    "gc",
+    "forget",
+    "mount",
+    "status",
+    "unmount",
+    "recipients add",
+    "rewrap",
+]
 OTHER_PROGRAMS = {"--safetensors-load-strategy", "--runtimes", "--slow", "--quick"}
 """Options in the documents that are not modelfs's own."""
 
@@ -109,15 +122,20 @@ def test_paths_in_the_readme_exist() -> None:
         assert (REPOSITORY / name).exists(), name
 
 
-def test_the_threat_model_names_tests_and_modules_that_exist() -> None:
-    text = (REPOSITORY / "docs" / "THREAT_MODEL.md").read_text()
+@pytest.mark.parametrize("document", ["THREAT_MODEL.md", "RELIABILITY.md"])
+def test_the_tests_that_documents_name_exist(document: str) -> None:
+    text = (REPOSITORY / "docs" / document).read_text()
     references = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
     assert len(references) > 20
     for path, name in references:
         assert name, f"{path} alone shows nothing: name a test"
-        found = re.search(rf"((?:^[@ )].*\n)*)^def {name}\(", (REPOSITORY / path).read_text(), re.MULTILINE)
+        found = re.search(rf"((?:^[@ )].*\n)*)^(?:async )?def {name}\(", (REPOSITORY / path).read_text(), re.MULTILINE)
         assert found, f"{path}::{name}"
         assert not re.search("xfail|skip", found[1]), f"{path}::{name} is expected to fail, or is skipped: it shows nothing"
+
+
+def test_the_threat_model_names_modules_that_exist() -> None:
+    text = (REPOSITORY / "docs" / "THREAT_MODEL.md").read_text()
     modules = re.findall(r"`([a-z]+/[a-z_]+)`", text)
     assert len(modules) > 8
     for name in modules:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))
 
 
-def modelfs(*args: object, timeout: float = 60, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user would."""
+def modelfs(
+    *args: object, timeout: float = 60, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user would, whose environment has some variables more."""
     command = [sys.executable, "-m", "modelfs", *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    env = {**os.environ, **(environment or {}), "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env, cwd=cwd)
 
 
@@ -71,10 +73,11 @@ class Mounted:
         return top_mount(os.fsencode(self.path)) is not None
 
 
-def mount_command(sealed: Sealed, path: Path, state_dir: Path, *options: object, model: str = MODEL) -> list[object]:
+def mount_command(sealed: Sealed, path: Path, state_dir: Path, *options: object, model: str = MODEL, kek: bool = True) -> list[object]:
     keys = sealed.keys
-    base = ["mount", sealed.path, path, "--model", model, "--kek", f"file:{keys.kek}", "--trust", keys.public]
-    return [*base, "--state-dir", state_dir, *options]
+    # --kek may be repeated: a default would be asked first.
+    default = ["--kek", f"file:{keys.kek}"] if kek and "--kek" not in options else []
+    return ["mount", sealed.path, path, "--model", model, "--trust", keys.public, *default, "--state-dir", state_dir, *options]
 
 
 def python_for_users(base: Path) -> tuple[str, str]:
@@ -100,10 +103,10 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
     """A mounter: `mount(sealed, "--workers", 3)`; everything is taken down after the test."""
     made: list[Mounted] = []
 
-    def do(sealed: Sealed, *options: object) -> Mounted:
+    def do(sealed: Sealed, *options: object, kek: bool = True, environment: Mapping[str, str] | None = None) -> Mounted:
         path, state_dir = tmp_path / f"mnt{len(made)}", tmp_path / f"state{len(made)}"
         path.mkdir(exist_ok=True)
-        done = modelfs(*mount_command(sealed, path, state_dir, "--json", *options))
+        done = modelfs(*mount_command(sealed, path, state_dir, "--json", *options, kek=kek), environment=environment)
         assert done.returncode == 0, done.stderr
         mounted = Mounted(sealed, path, state_dir, json.loads(done.stdout))
         made.append(mounted)

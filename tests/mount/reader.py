@@ -45,7 +45,7 @@ def loop(mode: str, path: str, plain_path: str) -> None:
     reads = wrong = 0
     errors: list[str] = []
     say(ready=True)
-    while not told_to_stop():
+    while not told_to_stop() and not wrong:
         for _ in range(20):
             length = random.randrange(1, 1 << 18)
             offset = random.randrange(0, max(1, len(plain) - length))
@@ -61,6 +61,8 @@ def loop(mode: str, path: str, plain_path: str) -> None:
                     os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
                     got = os.pread(fd, length, offset)
                 wrong += got != plain[offset : offset + len(got)] or not got
+                if wrong:
+                    break
             except OSError as exc:
                 errors.append(errno.errorcode.get(exc.errno or 0, str(exc)))
             reads += 1

@@ -21,7 +21,7 @@ def leased(server: Server, keys_dir: KeySet, tmp_path: Path) -> tuple[Path, str,
     role = server.role(server.policy(key))
     source = scan_source(write_tree(tmp_path / "source", {"model.bin": PLAIN}), False)
     provider = open_kek(f"vault:{key}", server.settings(server.approle(role)))
-    request = SealRequest("leased", 1, provider, load_signer(keys_dir.signing), "blake3", 131072, None, None)
+    request = SealRequest("leased", 1, [provider], load_signer(keys_dir.signing), "blake3", 131072, None, None)
     seal_model(source, tmp_path / "sealed", request, Surroundings(now=NOW))
     return tmp_path / "sealed", key, role
 

@@ -27,8 +27,17 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names} | {"__main__": len(LAYERS)}
 """`__main__` only starts the command line."""
 
-ONLY_IN = {"cryptography": "crypto", "pyfuse3": "mount", "hvac": "keys"}
-NOWHERE = {"boto3", "botocore", "random", "pickle", "marshal", "shelve", "dill", "cloudpickle"}
+ONLY_IN = {
+    "cryptography": "crypto",
+    "pyfuse3": "mount",
+    "hvac": "keys",
+    "boto3": "keys",
+    "botocore": "keys",
+    "google": "keys",
+    "google_crc32c": "keys",
+    "requests": "keys",
+}
+NOWHERE = {"random", "pickle", "marshal", "shelve", "dill", "cloudpickle"}
 NOT_IN_FORMAT = {"io", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "fcntl", "mmap", "threading", "trio", "asyncio"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 
@@ -142,7 +151,7 @@ PLANTED = {
     "cryptography outside crypto": ("modelfs.keys.x", "from cryptography.hazmat.primitives import hashes"),
     "pyfuse3 outside mount": ("modelfs.control.x", "import pyfuse3"),
     "hvac": ("modelfs.trust.x", "import hvac"),
-    "boto3": ("modelfs.keys.x", "from boto3 import client"),
+    "boto3": ("modelfs.doctor.x", "from boto3 import client"),
     "random": ("modelfs.seal.x", "import random"),
     "pickle": ("modelfs.seal.x", "import pickle"),
     "eval": ("modelfs.cli.x", "eval('1')"),

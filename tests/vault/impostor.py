@@ -1,89 +1,41 @@
-"""A server that answers as a Vault would, until a test makes it misbehave at one of its endpoints. Over TLS, unless told otherwise."""
+"""An impostor of a Vault: it answers as one would, until a test makes it misbehave at one of its endpoints."""
 
-import contextlib
-import json
-import socket
-import ssl
-import threading
-import time
 from base64 import b64encode
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+
+from tests.leases.impostor import (
+    Misbehave,
+    Request,
+    ServiceImpostor,
+    answer,
+    endless_headers,
+    flood,
+    hang,
+    hang_up,
+    http,
+    send,
+    server_context,
+    trickle,
+    trickle_body,
+)
+
+__all__ = [
+    "TOKEN", "Impostor", "Misbehave", "answer", "endless_headers", "flood", "hang", "hang_up", "http", "send", "server_context",
+    "trickle", "trickle_body",
+]  # fmt: skip
 
 TOKEN = "s.IMPOSTORimpostorIMPOSTOR"
 
-Misbehave = Callable[[ssl.SSLSocket], None]
-"""Takes the connection after a request was read; what it does is the answer."""
 
-
-def http(status: int, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} x", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def answer(value: Any, status: int = 200) -> bytes:
-    return http(status, json.dumps(value).encode())
-
-
-@dataclass
-class Impostor:
-    """Listens on loopback; one thread for each connection."""
-
-    context: ssl.SSLContext | None
-    dek: bytes
-    overrides: dict[str, bytes | Misbehave] = field(default_factory=dict)
-    """Part of a path -> the bytes to answer with, or what to do."""
-    seen: list[tuple[str, str]] = field(default_factory=list)
-    """Path and token of each request."""
-    host: str = "127.0.0.1"
-
-    def __post_init__(self) -> None:
-        self._listener = socket.create_server((self.host, 0))
-        self._connections: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+class Impostor(ServiceImpostor):
+    """`dek` is what it unwraps to."""
 
     @property
-    def address(self) -> str:
-        return f"{'https' if self.context else 'http'}://{self.host}:{self._listener.getsockname()[1]}"
+    def seen(self) -> list[tuple[str, str]]:
+        """Path and token of each request."""
+        return [(request.path, request.headers.get("x-vault-token", "")) for request in self.requests]
 
-    def close(self) -> None:
-        self._listener.close()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection = self._listener.accept()[0]
-                self._connections.append(connection)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if self.context:
-                connection = self.context.wrap_socket(connection, server_side=True)
-                self._connections.append(connection)
-            file = connection.makefile("rb")
-            while line := file.readline():
-                path = line.split()[1].decode()
-                headers = {}
-                while (header := file.readline().strip()) != b"":
-                    name, _, value = header.decode().partition(": ")
-                    headers[name.lower()] = value
-                file.read(int(headers.get("content-length", 0)))
-                self.seen.append((path, headers.get("x-vault-token", "")))
-                action = next((what for part, what in self.overrides.items() if part in path), self._usual(path))
-                if callable(action):
-                    action(connection)
-                    return
-                connection.sendall(action)
-
-    def _usual(self, path: str) -> bytes:
+    def usual(self, request: Request) -> bytes:
+        path = request.path
         if path.endswith("lookup-self"):
             return answer({"data": {"type": "service", "accessor": "acc", "ttl": 3600, "creation_ttl": 3600, "renewable": True, "num_uses": 0, "expire_time": "x"}})  # fmt: skip  # noqa: E501
         if path.endswith("/login"):
@@ -95,53 +47,3 @@ class Impostor:
         if "/decrypt/" in path:
             return answer({"data": {"plaintext": b64encode(self.dek).decode()}})
         return answer({"errors": []}, 404)
-
-
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return context
-
-
-def trickle(connection: ssl.SSLSocket) -> None:
-    """A byte a moment, for ever: each within any timeout of a single read."""
-    for byte in http(200, b"x" * 100000):
-        connection.sendall(bytes([byte]))
-        time.sleep(0.05)
-
-
-def trickle_body(connection: ssl.SSLSocket) -> None:
-    head, _, body = http(200, b" " * 100000).partition(b"\r\n\r\n")
-    connection.sendall(head + b"\r\n\r\n")
-    for byte in body:
-        connection.sendall(bytes([byte]))
-        time.sleep(0.05)
-
-
-def hang(_connection: ssl.SSLSocket) -> None:
-    time.sleep(30)
-
-
-def hang_up(connection: ssl.SSLSocket) -> None:
-    connection.shutdown(socket.SHUT_RDWR)
-
-
-def flood(connection: ssl.SSLSocket) -> None:
-    """An answer without an end."""
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
-    for _ in range(10000):
-        connection.sendall(b" " * 65536)
-
-
-def endless_headers(connection: ssl.SSLSocket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    for number in range(100000):
-        connection.sendall(b"X-%d: y\r\n" % number)
-
-
-def send(data: bytes) -> Misbehave:
-    def action(connection: ssl.SSLSocket) -> None:
-        connection.sendall(data)
-        connection.close()
-
-    return action

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet
+from tests.leases.outages import TTL_S
+from tests.leases.watching import RENEW_S, Wanted, Watcher, mounts, pause
 from tests.mount.conftest import Mounted, wait_until
-from tests.vault.leased import DENIALS, RENEW_S, Leased, Watcher, mounts, pause
-from tests.vault.outages import NAMES, TTL_S, run_outages
+from tests.vault.leased import DENIALS, Leased
+from tests.vault.outages import NAMES, run_outages
 from tests.vault.server import Server, dev_vault
 
 
@@ -32,7 +34,7 @@ def measure_denials(server: Server, keys: KeySet, base: Path) -> dict[str, float
             wait_until(lambda: not mounted.is_attached(), 20, "the end of the mount")
         return watcher.last_good().ended - denied
 
-    wanted = {name: (each.sealed, each.options()) for name, each in leased.items()}
+    wanted = {name: Wanted(each.sealed, each.options()) for name, each in leased.items()}
     with mounts(base, wanted) as made, ThreadPoolExecutor(len(made)) as pool:
         return dict(zip(made, pool.map(one, made, made.values()), strict=True))
 

@@ -1,61 +1,31 @@
-"""Every outage of a key service that a mounted model must live through, each with a way back."""
+"""Every outage of a Vault that a mounted model must live through, each with a way back."""
 
 import contextlib
 import os
 import signal
-import ssl
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from tests.helpers import KeySet
-from tests.vault.impostor import Impostor, Misbehave, answer, http, send, server_context
-from tests.vault.leased import Leased, Outage, Outcome, endure, mounts
+from tests.leases.impostor import Misbehave, answer, server_context
+from tests.leases.outages import REFUSED, TTL_S, WRONG_CA, bad_answers, impostor, live_through
+from tests.leases.switch import Switch
+from tests.leases.watching import Outage, Outcome, Wanted
+from tests.vault.leased import Leased
 from tests.vault.server import Server, dev_vault, running_server
-from tests.vault.switch import Switch
-
-TTL_S = 5.0
 
 DENIAL = answer({"errors": ["1 error occurred:\n\t* permission denied\n\n"]}, 403)
 """What would end the mount at once, if it counted."""
 
 
-def slowly(pause_s: float, at_first_s: float = 0.0) -> Misbehave:
-    """A denial, a byte at a time."""
-
-    def action(connection: ssl.SSLSocket) -> None:
-        wait = threading.Event().wait
-        wait(at_first_s)
-        for byte in DENIAL:
-            connection.sendall(bytes([byte]))
-            wait(pause_s)
-
-    return action
-
-
 ANSWERS: dict[str, bytes | Misbehave] = {
     "answers 500": answer({"errors": ["internal error"]}, 500),
     "answers 429": answer({"errors": ["rate limit quota exceeded"]}, 429),
-    "answers garbage": send(b"\0\1\2\3 not HTTP at all\r\n\r\n"),
-    "a proxy's HTML 403": http(403, b"<html><body>403 Forbidden: blocked by policy</body></html>", "text/html"),
-    "a byte a second": slowly(1.0),
-    "answers after 60 s": slowly(0.0, 60.0),
+    **bad_answers(DENIAL),
 }
-WRONG_CA, REFUSED = "a certificate of another CA", "network refused"
 KILLED, STOPPED, SEALED = "server killed (SIGKILL)", "server stopped (SIGSTOP)", "server sealed"
 NAMES = [KILLED, STOPPED, SEALED, REFUSED, *ANSWERS, WRONG_CA]
-
-
-@contextlib.contextmanager
-def impostor(context: ssl.SSLContext, fault: bytes | Misbehave) -> Iterator[int]:
-    """The port of a server that answers everything like that."""
-    made = Impostor(context, b"", {"": fault})
-    try:
-        yield int(made.address.rpartition(":")[2])
-    finally:
-        made.close()
 
 
 def run_outages(server: Server, keys: KeySet, base: Path, shift: Callable[[], None] = lambda: None) -> dict[str, Outcome]:
@@ -87,15 +57,11 @@ def run_outages(server: Server, keys: KeySet, base: Path, shift: Callable[[], No
                 port = stack.enter_context(impostor(bad if name is WRONG_CA else good, ANSWERS.get(name, DENIAL)))
                 begin = partial(switch.lead_to, port)
             outages[name] = Outage(begin, partial(switch.lead_to, server.vault.port))
-        wanted = {name: (leased[name].sealed, leased[name].options(address=addresses.get(name, ""), ttl_s=TTL_S)) for name in NAMES}
-        mounted = stack.enter_context(mounts(base, wanted))
-
-        def live_through(name: str) -> Outcome:
-            shift()
-            return endure(mounted[name], outages[name])
-
-        with ThreadPoolExecutor(len(NAMES)) as pool:
-            return dict(zip(NAMES, pool.map(live_through, NAMES), strict=True))
+        cases = {}
+        for name in NAMES:
+            options = leased[name].options(address=addresses.get(name, ""), ttl_s=TTL_S)
+            cases[name] = Wanted(leased[name].sealed, options), outages[name]
+        return live_through(base, cases, shift)
 
 
 def of_server(name: str, server: Server) -> Outage:

@@ -48,6 +48,7 @@ def test_every_command_works(tmp_path: Path, program: Path) -> None:
     assert done.stdout.endswith("all done\n")
     assert "sealed llama release 1: 1 files" in done.stdout
     assert "model.safetensors" in done.stdout
+    assert "is wrapped anew by vault:transit/models, version 2" in done.stdout
     assert "the wrapped secret id in" in done.stderr, "the second use of a wrapped secret id was not refused"
     assert done.stdout.count("Success! Revoked token") == 1, "the host's login was not found and revoked"
     for name in ("publisher.secret-id", "host.secret-id", "operator.token", "ca.key"):
@@ -55,7 +56,7 @@ def test_every_command_works(tmp_path: Path, program: Path) -> None:
 
 
 def test_every_login_in_the_table_is_understood() -> None:
-    table = TEXT[TEXT.index("## 6.") :]
+    table = TEXT[TEXT.index("## 7.") :]
     rows = re.findall(r"^\| .+? \| `([a-z]+:[^`]+)`(?:.*?`([a-z_]+=[A-Za-z]+)`)?", table, re.MULTILINE)
     assert [row[0].partition(":")[0] for row in rows] == ["token", "approle", "kubernetes", "jwt", "cert"]
     for auth, more in rows:
@@ -69,17 +70,17 @@ def test_names_in_the_document_exist(program: Path) -> None:
     for link in re.findall(r"\]\((\.\./[^)]+)\)", TEXT):
         assert (REPOSITORY / "docs" / link).resolve().is_file(), link
     listed = {path.stem for path in (REPOSITORY / "policies").glob("*.hcl")}
-    assert listed == {"publisher", "publisher-reuse", "host", "operator"}
+    assert listed == {"publisher", "publisher-reuse", "host", "operator", "rewrapper"}
     assert all(f"/{name}.hcl" in TEXT for name in listed)
     help_text = "".join(
         subprocess.run(
-            [program / "modelfs", command, "--help"],
+            [program / "modelfs", *command.split(), "--help"],
             capture_output=True,
             text=True,
             check=True,
             env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(REPOSITORY)},
         ).stdout
-        for command in ("seal", "inspect", "pubkey")
+        for command in ("seal", "inspect", "pubkey", "rewrap", "recipients add")
     )
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert shown <= set(re.findall(r"--[a-z][a-z-]+", help_text)), "an option that modelfs does not have"
@@ -100,6 +101,12 @@ MAY = {
     ("host", "transit/decrypt/release"): False,
     ("host", "auth/token/revoke-accessor"): False,
     ("host", "auth/token/create"): False,
+    ("rewrapper", "transit/rewrap/models"): True,
+    ("rewrapper", "transit/decrypt/models"): False,
+    ("rewrapper", "transit/encrypt/models"): False,
+    ("rewrapper", "transit/keys/models/config"): False,
+    ("publisher", "transit/rewrap/models"): False,
+    ("operator", "transit/rewrap/models"): False,
     ("operator", "transit/decrypt/models"): False,
     ("operator", "transit/encrypt/models"): False,
     ("operator", "transit/sign/release"): False,

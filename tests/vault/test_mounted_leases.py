@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import time
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.control.process import is_running
 from modelfs.control.socket import request, socket_path
-from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet
+from tests.leases.denials import end_by_denial
 from tests.mount.conftest import Mounted, Program, wait_until
 from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.mount.conftest import program as program  # noqa: PLC0414  a fixture
@@ -38,25 +36,7 @@ def mounted(leased: Leased, mount: Callable[..., Mounted], tmp_path: Path) -> Mo
 def test_a_denial_ends_everything_within_the_bound(
     leased: Leased, mounted: Mounted, program: Callable[..., Program], denial: str, tmp_path: Path
 ) -> None:
-    reader = program("hold", mounted.path / "model.bin")
-    assert reader.line()["resident"] >= len(PLAIN)
-    pids = mounted.pids()
-    with Watcher(mounted) as watcher:
-        wait_until(watcher.is_good, 10, "a first read")
-        DENIALS[denial].act(leased)
-        denied = boottime()
-        wait_until(lambda: not mounted.is_attached(), RENEW_S + 2.0, "the end of the mount")
-        wait_until(watcher.bad, 1, "a read that is refused")
-    assert watcher.last_good().ended - denied <= RENEW_S + 2.0
-    assert {sample.errno for sample in watcher.bad()} <= {errno.EKEYREVOKED, errno.ENOTCONN, errno.ECONNABORTED}
-    after = reader.finish()
-    assert (after["resident"], after["touch"]) == (0, "SIGBUS"), after
-    assert after["read"] in ("EKEYREVOKED", "ENOTCONN", "ECONNABORTED"), after
-    wait_until(lambda: not any(map(is_running, pids)), 10, "the end of every process")
-    events = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-    assert [event["event"] for event in events if event["event"] != "renewal failed"] == ["mount", "denied", "revoked"]
-    assert all(DENIALS[denial].reason in event["reason"] for event in events[-2:])
-    assert events[-1]["proof"]["resident_bytes"] == 0
+    end_by_denial(mounted, program, lambda: DENIALS[denial].act(leased), DENIALS[denial].reason, tmp_path / "audit")
 
 
 def read_errno(path: Path) -> int | None:

@@ -83,7 +83,7 @@ class Case:
         with_all = TokenFile(path=write_secret(base / "root", server.vault.root_token))
         provider = open_kek(f"vault:{self.key}", server.settings(with_all))
         source = write_tree(base / "source", {"model.bin": PLAIN, "other": b"x"})
-        request = SealRequest("demo", 1, provider, load_signer(keys.signing), "blake3", 131072, None, None)
+        request = SealRequest("demo", 1, [provider], load_signer(keys.signing), "blake3", 131072, None, None)
         seal_model(scan_source(source, False), base / "sealed", request, Surroundings(now=NOW))
         self.sealed = Sealed(base / "sealed", source, keys)
         with Store(self.sealed.path) as store:

@@ -1,17 +1,13 @@
 """A keys file that is rewrapped while the model is mounted: raising min_decryption_version afterwards costs no read."""
 
 import json
-from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from modelfs.format.canonical import serialize
-from modelfs.format.keysfile import keys_file, parse_keys, recipient, wrapping_context
+from modelfs.format.keysfile import parse_keys
 from modelfs.keys.vault_session import boottime
-from modelfs.store.local import Store
-from modelfs.trust.release import read_keys
 from tests.helpers import KeySet
 from tests.mount.conftest import Mounted, wait_until
 from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
@@ -25,20 +21,9 @@ def leased(server: Server, keys_dir: KeySet, tmp_path: Path) -> Leased:
 
 
 def rewrap(leased: Leased) -> None:
-    """Every entry under the newest version of its key, by the service itself; the file is written as a seal writes it."""
-    manifest, transit = leased.sealed.manifest, leased.server.root.secrets.transit
-    context = b64encode(wrapping_context(manifest.model, manifest.key_id)).decode()
-    with Store(leased.sealed.path) as store, store.writer_lock():
-        entries = [
-            recipient(
-                entry.scheme,
-                entry.key_ref,
-                entry.label,
-                transit.rewrap_data(leased.key_name, ciphertext=entry.wrapped_key.decode(), context=context)["data"]["ciphertext"].encode(),
-            )
-            for entry in read_keys(store, manifest).recipients
-        ]
-        store.write_file(f"keys/{manifest.key_commitment}.json", serialize(keys_file(entries)))
+    done = leased.rewrap()
+    assert done.returncode == 0, done.stderr
+    assert [entry["key_version"] for entry in json.loads(done.stdout)["rewrapped"]] == [2]
 
 
 def test_a_rewrapped_model_does_not_go_dark(leased: Leased, mount: Callable[..., Mounted], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_one_login_for_kek_and_signing_key(server: Server) -> None:
     settings = server.settings(auth)
     mark = server.audit_mark()
     kek = open_kek("vault:transit/models", settings)
-    signer = open_signer("hv:release/1", settings, kek)
+    signer = open_signer("hv:release/1", settings, [kek])
     kek.wrap_key(os.urandom(32), b"context")
     sign_payload(b"payload", TYPE, signer)
     assert server.paths(mark).count("auth/approle/login") == 1

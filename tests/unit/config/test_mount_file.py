@@ -15,6 +15,7 @@ from modelfs.control.lease import LeasePolicy
 from modelfs.crypto.signing import generate_signing_key
 from modelfs.errors import ConfigError
 from modelfs.format.limits import MIB
+from modelfs.keys import Kek, list_keks
 from modelfs.keys.vault_settings import AppRole, TokenFile, VaultSettings
 from modelfs.mount.start import MountRequest
 from modelfs.mount.view import Appearance
@@ -173,15 +174,17 @@ def test_every_key_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     login = TokenFile(path=Path("/t"))
     settings = {"address": "https://a", "namespace": "n", "ca_file": Path("/ca"), "insecure_http": True, "allow_batch_tokens": True}
     assert first == MountRequest(
-        sealed=Path("/s"), mountpoint=Path("/m"), model="llama", kek="file:/k", trusted=first.trusted, minimum_release=7, workers=3,
+        sealed=Path("/s"), mountpoint=Path("/m"), model="llama", keks=list_keks([("file:/k", VaultSettings(auth=login, **settings))]),
+        trusted=first.trusted, minimum_release=7, workers=3,
         allow_other=True, appearance=Appearance(11, 12, 0o410), state_dir=Path("/st"), audit=Path("/a"), audit_required=True,
         lease=LeasePolicy(5, 50, 2),
-        vault=VaultSettings(auth=login, **settings),
     )  # fmt: skip
     assert (len(first.trusted.keys), first.trusted.threshold, (tmp_path / "log").exists()) == (2, 2, True)
     settings["address"] = "https://b"
     vault_now = VaultSettings(auth=TokenFile(path=Path("/u")), **settings)
-    assert second == replace(first, minimum_release=9, vault=vault_now, trusted=second.trusted), "the command line wins, key by key"
+    assert second == replace(first, minimum_release=9, keks=list_keks([("file:/k", vault_now)]), trusted=second.trusted), (
+        "the command line wins, key by key"
+    )
 
 
 def test_a_time_is_a_number_and_no_truth_value(tmp_path: Path) -> None:
@@ -192,3 +195,94 @@ def test_a_time_is_a_number_and_no_truth_value(tmp_path: Path) -> None:
     path.write_text("ttl = true\n")
     with pytest.raises(ConfigError, match="ttl"):
         read_mount_file(path)
+
+
+SEVERAL = """
+kek = ["vault:transit/models", "file:kek"]
+[vault]
+address = "https://vault.example:8200"
+[vault.auth]
+method = "token"
+path = "token"
+"""
+TWO_VAULTS = """
+[[kek]]
+uri = "vault:transit/models"
+[kek.vault]
+address = "https://eu.example:8200"
+ca_file = "eu.pem"
+[kek.vault.auth]
+method = "token"
+path = "eu.token"
+
+[[kek]]
+uri = "vault:transit/models"
+[kek.vault]
+address = "https://us.example:8200"
+[kek.vault.auth]
+method = "token"
+path = "/us.token"
+
+[[kek]]
+uri = "file:kek"
+"""
+
+
+def keks_asked_for(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], config: Path, *more: str) -> tuple[Kek, ...]:
+    asked: list[MountRequest] = []
+    monkeypatch.setattr(
+        "modelfs.mount.start.run_mount", lambda order, _announce, _notifier: asked.append(order) or (_ for _ in ()).throw(SystemExit(0))
+    )
+    generate_signing_key(config.with_suffix(".key"))
+    what = ["/s", "/m", "--model", "demo", "--trust", f"{config.with_suffix('.key')}.pub", "--foreground"]
+    monkeypatch.setattr(sys, "argv", ["modelfs", "mount", *what, "--config", str(config), *more])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0, capfd.readouterr().err
+    return asked[0].keks
+
+
+def test_several_keks_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    keks = keks_asked_for(monkeypatch, capfd, write(tmp_path / "demo.toml", SEVERAL))
+    vault = VaultSettings(address="https://vault.example:8200", auth=TokenFile(path=tmp_path / "token"))
+    assert keks == (Kek("vault:transit/models", vault, "vault:transit/models"), Kek(f"file:{tmp_path}/kek", vault, f"file:{tmp_path}/kek"))
+
+
+def test_two_vaults_have_tables_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    keks = keks_asked_for(monkeypatch, capfd, write(tmp_path / "demo.toml", TWO_VAULTS))
+    eu = VaultSettings(address="https://eu.example:8200", ca_file=tmp_path / "eu.pem", auth=TokenFile(path=tmp_path / "eu.token"))
+    us = VaultSettings(address="https://us.example:8200", auth=TokenFile(path=Path("/us.token")))
+    assert keks == (
+        Kek("vault:transit/models", eu, "vault:transit/models at https://eu.example:8200"),
+        Kek("vault:transit/models", us, "vault:transit/models at https://us.example:8200"),
+        Kek(f"file:{tmp_path}/kek", None, f"file:{tmp_path}/kek"),
+    )
+
+
+def test_the_command_line_s_keks_replace_the_file_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--kek", "file:/b", "--kek", "vault:t/a", "--vault-address", "https://c", "--vault-auth", "token:/t"]
+    keks = keks_asked_for(monkeypatch, capfd, write(tmp_path / "demo.toml", TWO_VAULTS), *given)
+    vault = VaultSettings(address="https://c", auth=TokenFile(path=Path("/t")))
+    assert keks == (Kek("file:/b", vault, "file:/b"), Kek("vault:t/a", vault, "vault:t/a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[kek]]\nurl = "file:a"', "did you mean 'kek.uri'"),
+        ('[[kek]]\nuri = "vault:a/b"\n[kek.vault]\nadress = "x"', "did you mean 'kek.vault.address'"),
+        ('[[kek]]\nuri = "vault:a/b"\n[kek.vault.auth]\nmethod = "token"\ntoken = "s3cret"', "known are method, path"),
+        ("[[kek]]\nuri = 3", "kek"),
+        ('[[kek]]\nvault = "s3cret"', "kek"),
+        ("kek = 3", "kek"),
+        ("kek = [3]", "kek"),
+    ],
+)
+def test_what_is_wrong_with_a_kek_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_mount_file(write(tmp_path / "demo.toml", text))
+    assert says in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -239,3 +239,66 @@ async def test_nobody_is_asked_while_an_operator_has_locked(autojump_clock: Mock
         assert world.proofs == []
         assert world.state is LeaseState.PAUSED
         nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_restored_after_a_revocation_serves_nothing_more(autojump_clock: MockClock) -> None:
+    """A snapshot from before the denial: its lease still has time, but the wall clock tells on it, and the service says no."""
+    world = World(autojump_clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        await trio.sleep(1)
+        world.answers = lambda now: DENIED
+        world.wall_ahead_s = 86_400
+        await trio.sleep(2)
+        nursery.cancel_scope.cancel()
+    assert world.told[0] == "darken", "before anybody is asked"
+    assert world.state is LeaseState.REVOKED
+    assert "light" not in world.told
+    assert world.key_page.read() == bytes(32)
+
+
+async def test_a_machine_restored_without_its_key_service_stays_dark(autojump_clock: MockClock) -> None:
+    world = World(autojump_clock)
+    world.answers = lambda now: SILENT
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        await trio.sleep(35)
+        assert world.state is LeaseState.UNREACHABLE
+        world.wall_ahead_s = 60
+        await trio.sleep(120)
+        assert world.state is LeaseState.LOCKED
+        assert world.fence.state is State.LOCKED
+        world.answers = lambda now: None
+        await trio.sleep(40)
+        nursery.cancel_scope.cancel()
+    assert world.state is LeaseState.GRANTED
+    assert (world.told.count("darken"), world.told.count("light")) == (1, 1)
+
+
+async def test_clocks_that_jump_to_and_fro(autojump_clock: MockClock) -> None:
+    """Back costs nothing; ahead costs a proof, and the mount is dark until it is granted. The fence ends with the lease throughout."""
+    world = World(autojump_clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        for jump in (-3600, 3600, -86_400, 10, 86_390, 4, -4):
+            world.wall_ahead_s += jump
+            await trio.sleep(1)
+            assert world.state is LeaseState.GRANTED
+            assert world.fence.deadline_ns == int(world.holder.lease.end_at_s * 1e9)
+        nursery.cancel_scope.cancel()
+    assert (world.told.count("darken"), world.told.count("light")) == (3, 3), "3600, 10 and 86,390 seconds ahead"
+    assert world.killed >= 3, "a proof that was under way does not count after a jump"
+
+
+async def test_a_jump_while_an_operator_has_locked_asks_nobody(autojump_clock: MockClock) -> None:
+    world = World(autojump_clock)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.holder.run)
+        await trio.sleep(1)
+        world.holder.lock()
+        asked = len(world.proofs)
+        world.wall_ahead_s, world.boot_ahead_s = 7200, 3600
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert world.state is LeaseState.PAUSED
+    assert len(world.proofs) == asked

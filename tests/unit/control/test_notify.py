@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from modelfs.control.notify import START_SECONDS, Notifier, Watchdog
+from modelfs.control.notify import START_SECONDS, USUAL_SECONDS, Notifier, Watchdog
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -147,7 +147,19 @@ async def test_a_warden_that_said_it_is_busy_is_waited_for(
         nursery.cancel_scope.cancel()
 
 
-async def test_without_a_watchdog_nothing_is_asked(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("address", ["", "manager"])
+async def test_without_a_service_manager_s_watchdog_the_warden_is_watched_all_the_same(
+    manager: tuple[socket.socket, str], autojump_clock: trio.testing.MockClock, address: str
+) -> None:
+    listener, name = manager
+    listener.settimeout(0)
+    warden = Warden()
+    warden.watchdog = Watchdog(Notifier(name if address else ""), warden.ask, lambda: "well")
     with trio.move_on_after(1000) as scope:
-        await Watchdog(Notifier(""), lambda: pytest.fail("asked"), lambda: "well").run()
+        await warden.watchdog.run()
     assert scope.cancelled_caught
+    warden.answers = False
+    start = trio.current_time()
+    await warden.watchdog.run()
+    assert trio.current_time() - start <= 0.75 * USUAL_SECONDS
+    assert heard(listener) == 0, "who has asked for no feeding gets none"

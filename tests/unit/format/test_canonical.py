@@ -6,7 +6,7 @@ from modelfs.errors import FormatError, LimitExceededError, UnsupportedVersionEr
 from modelfs.format import canonical
 
 
-class Sample(canonical.StrictModel):
+class Sample(canonical.CanonicalModel):
     a: int
     b: str
     format: str = "modelfs/1"
@@ -22,6 +22,23 @@ def parse(data: bytes) -> Sample:
 def test_parse_takes_what_serialize_writes() -> None:
     assert parse(GOOD) == Sample(a=1, b="x")
     assert canonical.serialize(parse(GOOD)) == GOOD
+
+
+def test_fields_that_are_not_in_order_are_a_bug() -> None:
+    with pytest.raises(TypeError, match="the fields of Unsorted are not declared in the order"):
+        type("Unsorted", (canonical.CanonicalModel,), {"__annotations__": {"b": int, "a": int}})
+
+
+@pytest.mark.parametrize("number", [*range(0x20), 0x22, 0x5C, 0x7F, 0x80, 0x2028, 0xFFFE, 0x1F600])
+def test_serialize_escapes_what_it_must_and_no_more(number: int) -> None:
+    sample = Sample(a=1, b=chr(number))
+    assert canonical.serialize(sample) == canonical.serialize_value(sample.model_dump())
+    assert parse(canonical.serialize(sample)) == sample
+
+
+def test_serialize_refuses_a_lone_surrogate() -> None:
+    with pytest.raises(FormatError, match="not valid UTF-8"):
+        canonical.serialize(Sample(a=1, b="\ud800"))
 
 
 MALFORMED = {

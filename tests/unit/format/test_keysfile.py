@@ -25,7 +25,7 @@ def test_round_trip() -> None:
 
 
 GOOD = {
-    "64 recipients": dump(*[ENTRY] * 64),
+    "64 recipients": dump(*(ENTRY | {"wrapped": encode_base64(bytes([number]))} for number in range(64))),
     "key_ref of 1,024 bytes": dump(ENTRY | {"key_ref": "é" * 512}),
     "wrapped of 16 KiB": dump(ENTRY | {"wrapped": encode_base64(bytes(16 * 1024))}),
     "unknown scheme": dump(ENTRY | {"scheme": "tpm2"}),
@@ -39,7 +39,8 @@ def test_parse_keys_takes(data: bytes) -> None:
 
 BAD = {
     "no recipients": dump(),
-    "65 recipients": dump(*[ENTRY] * 65),
+    "65 recipients": dump(*(ENTRY | {"wrapped": encode_base64(bytes([number]))} for number in range(65))),
+    "a wrapped key twice": dump(ENTRY, ENTRY | {"key_ref": "other"}),
     "key_ref of 1,025 bytes in 1,024 letters": dump(ENTRY | {"key_ref": "x" * 1023 + "é"}),
     "label of 1,025 bytes": dump(ENTRY | {"label": "x" * 1025}),
     "wrapped over 16 KiB": dump(ENTRY | {"wrapped": encode_base64(bytes(16 * 1024 + 1))}),

@@ -111,7 +111,7 @@ def test_unwrap_dek_skips_other_schemes_and_keks_without_counting_them() -> None
     provider = Counting(KEK)
     good = provider.wrap_key(DEK, CONTEXT)
     others = [FileProvider(os.urandom(32)).wrap_key(DEK, CONTEXT) for _ in range(30)]
-    others += [recipient("vault", good.key_ref, "", good.wrapped_key)] * 30
+    others += [recipient("vault", good.key_ref, "", good.wrapped_key + bytes([number])) for number in range(30)]
     assert unwrap_dek(provider, keys_file([*others, good]), plan()) == DEK
     assert provider.asked == 1
 

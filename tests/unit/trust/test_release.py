@@ -23,7 +23,6 @@ def test_read_release(model: Sealed, keys_dir: KeySet) -> None:
     with Store(model.path) as store:
         release = read_release(store, keys_dir.trusted(), model=MODEL, now=NOW)
     assert (release.manifest.model, release.manifest.release) == (MODEL, 1)
-    assert release.envelope == (model.path / "manifest.json").read_bytes()
     assert release.signed_by == (keys_dir.trusted().keys[0].keyid,)
     assert len(release.payload_digest) == 64
 
