@@ -30,6 +30,15 @@ class Scratch:
             self._memory = streaming(pages * PAGE)
         return self._memory[start : start + 1 + length]
 
+    def from_page(self, offset: int, length: int) -> memoryview:
+        """The bytes of `framed(offset, length)`, and before them as much room as there is in the file's page before `offset`.
+
+        Returns:
+            offset % PAGE + length bytes that begin at a page, owned by this object.
+        """
+        begin = (offset - 1) % PAGE + 1
+        return self._memory[begin - offset % PAGE : begin + length]
+
 
 def page_aligned(size: int) -> memoryview:
     """Zeroed private memory that starts at a page and takes none before it is touched."""

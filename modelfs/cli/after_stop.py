@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from modelfs.cli.output import note
-from modelfs.config.mount_file import read_mount_file
 from modelfs.control.process import is_running
 from modelfs.control.socket import canonical_mountpoint, is_live, socket_path
 from modelfs.errors import ConfigError
@@ -34,6 +33,8 @@ def after_stop(config: Annotated[Path, typer.Option("--config", metavar="FILE", 
 
     systemd calls it whatever has ended the main process. If that died, its warden is evicting the page cache just now.
     """
+    from modelfs.config.mount_file import read_mount_file
+
     group = _group("self")
     if group is None:
         raise ConfigError("after-stop is for the unit modelfs@.service: use `modelfs unmount`")

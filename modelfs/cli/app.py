@@ -1,40 +1,63 @@
 """The `modelfs` program: its commands and its exit codes."""
 
+import atexit
+import gc
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 import modelfs
-from modelfs.cli import after_stop, doctor, keygen, model, mount, mounted, pubkey, recipients, rotate, service, signing
 from modelfs.cli.output import fail
 from modelfs.errors import ModelfsError
 
 EXIT_CODES = """Exit codes: 0 done, 1 a bug or an interrupt, 2 usage or configuration, 3 malformed sealed model, 4 verification failed,
 5 key not available, 6 storage or source failed, 7 mount failed, 8 a process of the mount died."""
 
-app = typer.Typer(
-    name="modelfs",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Seal AI models (encrypt and sign) and mount them as read-only plaintext that can be revoked at once.",
-    epilog=EXIT_CODES,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(keygen.app, name="keygen")
-model.register(app)
-recipients.register(app)
-rotate.register(app)
-signing.register(app)
-mount.register(app)
-mounted.register(app)
-pubkey.register(app)
-doctor.register(app)
-service.register(app)
-after_stop.register(app)
+_COMMANDS = {
+    "keygen": "keygen",
+    "seal": "model",
+    "verify": "model",
+    "inspect": "model",
+    "gc": "model",
+    "recipients": "recipients",
+    "rewrap": "recipients",
+    "rotate": "rotate",
+    "sign": "signing",
+    "forget": "model",
+    "mount": "mount",
+    "status": "mounted",
+    "lock": "mounted",
+    "unlock": "mounted",
+    "renew": "mounted",
+    "unmount": "mounted",
+    "pubkey": "pubkey",
+    "doctor": "doctor",
+    "install-service": "service",
+    "after-stop": "after_stop",
+}
+"""In which module each command is: a command does not wait for the imports of the others."""
+
+
+def make_app(words: list[str]) -> typer.Typer:
+    """The program for a command line: with all its commands, or, if the first word is a command, with those of its module."""
+    app = typer.Typer(
+        name="modelfs",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help="Seal AI models (encrypt and sign) and mount them as read-only plaintext that can be revoked at once.",
+        epilog=EXIT_CODES,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    wanted = _COMMANDS.get(words[0]) if words else None
+    for name in [wanted] if wanted else dict.fromkeys(_COMMANDS.values()):
+        import_module(f"modelfs.cli.{name}").register(app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -43,7 +66,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
@@ -59,6 +81,10 @@ def main() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
+    atexit.register(gc.freeze)  # the interpreter's last collections would walk over all that the system takes back at once
+    gc.disable()  # imports make much that lives on: no collection while they do
+    app = make_app(sys.argv[1:])
+    gc.enable()
     try:
         app()
     except ModelfsError as exc:

@@ -3,17 +3,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelfs.config.mount_file import MountFile, read_mount_file
 from modelfs.keys import Kek, list_keks
-from modelfs.keys.vault_settings import VaultSettings
+
+if TYPE_CHECKING:
+    from modelfs.config.mount_file import MountFile
+    from modelfs.keys.vault_settings import VaultSettings
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
+        from modelfs.config.mount_file import read_mount_file  # only for who has a file
+
         found = read_mount_file(path)
         fields = {name: value for name, value in found if value is not None and name != "vault"}
         if "kek" in fields:
@@ -31,7 +35,7 @@ Config = Annotated[
 ]
 
 
-def keks_of(context: typer.Context, uris: Sequence[str], settings: VaultSettings | None) -> tuple[Kek, ...]:
+def keks_of(context: typer.Context, uris: Sequence[str], settings: "VaultSettings | None") -> tuple[Kek, ...]:
     """The KEKs that a command is to use, in order of preference.
 
     Args:
@@ -54,7 +58,14 @@ def absolute_kek(uri: str) -> str:
     return f"file:{os.path.abspath(reference)}" if scheme == "file" and colon and reference else uri
 
 
-def file_of(context: typer.Context) -> MountFile:
+def file_of(context: typer.Context) -> "MountFile":
     """The file that --config named; one that says nothing if there is none."""
+    from modelfs.config.mount_file import MountFile
+
     found = context.obj
     return found if isinstance(found, MountFile) else MountFile()
+
+
+def vault_of(context: typer.Context) -> "VaultSettings | None":
+    """The Vault of the file that --config named."""
+    return file_of(context).vault if context.obj is not None else None

@@ -7,10 +7,15 @@ import typer
 
 from modelfs.cli.output import print_json
 
-app = typer.Typer(no_args_is_help=True, help="Make keys. Nothing is ever overwritten.", rich_markup_mode=None)
+_keygen = typer.Typer(no_args_is_help=True, help="Make keys. Nothing is ever overwritten.", rich_markup_mode=None)
 
 
-@app.command("signing", epilog="Example: modelfs keygen signing release.pem")
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(_keygen, name="keygen")
+
+
+@_keygen.command("signing", epilog="Example: modelfs keygen signing release.pem")
 def signing(
     path: Annotated[Path, typer.Argument(help="Where the private key goes (0600); the public key goes to PATH.pub.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -25,7 +30,7 @@ def signing(
         typer.echo(f"private key {path} (keep it secret)\npublic key  {path}.pub (give it to --trust)\nkeyid       {keyid}")
 
 
-@app.command("kek", epilog="Example: modelfs keygen kek /etc/modelfs/kek")
+@_keygen.command("kek", epilog="Example: modelfs keygen kek /etc/modelfs/kek")
 def kek(
     path: Annotated[Path, typer.Argument(help="Where the 32 random bytes go (0600).")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

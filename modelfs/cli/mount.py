@@ -1,5 +1,6 @@
 """`modelfs mount`: from options to a mount that answers."""
 
+import gc
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from modelfs.cli import vault_options
-from modelfs.cli.config_option import Config, file_of, keks_of
+from modelfs.cli.config_option import Config, keks_of, vault_of
 from modelfs.cli.daemon import daemonise, log_to
 from modelfs.cli.options import Json, Mountpoint, Threshold, Trust
 from modelfs.cli.output import note, print_json, print_proof, printable
@@ -77,17 +78,21 @@ def mount(
     json: Json = False,
 ) -> None:
     """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
+    gc.disable()  # as in main
     try:
         from modelfs.mount.start import MountRequest, run_mount
         from modelfs.mount.view import Appearance
     except ImportError as exc:
         raise MountError(f"mounting needs pyfuse3 and libfuse3 ({exc}): install fuse3 and modelfs[mount]") from None
+    finally:
+        gc.enable()
+    gc.freeze()  # what is imported stays: no later collection looks at it, neither here nor after a fork
 
     if audit_required and audit is None:
         raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
     level = parse_log_level(log_level)
     settings = vault_options.read_settings(
-        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
+        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, vault_of(context)
     )
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(

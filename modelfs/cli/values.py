@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelfs.config.mount_file import MountFile
 from modelfs.control.lease import LeasePolicy
 from modelfs.errors import ConfigError
 from modelfs.format.fields import check_model_name
 from modelfs.format.geometry import is_block_size
 from modelfs.format.limits import MAX_RELEASE
+
+if TYPE_CHECKING:
+    from modelfs.config.mount_file import MountFile
 
 _SIZE = re.compile(r"([0-9]{1,10})\s*(?:([KM])(?:i?B)?|B)?", re.IGNORECASE)
 
@@ -103,7 +105,7 @@ def parse_lease(renew_every_s: float, ttl_s: float, proof_timeout_s: float) -> L
     return LeasePolicy(renew_every_s, ttl_s, proof_timeout_s)
 
 
-def check_values(file: MountFile) -> LeasePolicy:
+def check_values(file: "MountFile") -> LeasePolicy:
     """The values of a configuration file as `modelfs mount` takes them; its lease, with the defaults of what it does not say."""
     parsers: dict[str, Callable[[Any], object]] = {
         "model": parse_model,

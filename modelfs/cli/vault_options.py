@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from modelfs.errors import ConfigError
-from modelfs.format.canonical import first_problem
-from modelfs.keys.vault_settings import VaultSettings
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 Address = Annotated[
     str, typer.Option("--vault-address", metavar="URL", help="The Vault, for vault: and hv: keys, https://HOST:PORT. [default: VAULT_ADDR]")
@@ -39,15 +39,22 @@ def read_settings(
     ca_file: Path | None = None,
     insecure_http: bool = False,
     allow_batch: bool = False,
-    base: VaultSettings | None = None,
-) -> VaultSettings | None:
+    base: "VaultSettings | None" = None,
+) -> "VaultSettings | None":
     """Settings from options, on top of those of a configuration file; None when neither names a login, nor allows plain http.
 
     Raises:
         ConfigError: An option is malformed.
     """
+    if not auth and base is None and not insecure_http:
+        return None
+    from pydantic import ValidationError
+
+    from modelfs.format.canonical import first_problem
+    from modelfs.keys.vault_settings import VaultSettings  # only for who uses one: building these models takes a while
+
     if not auth and base is None:
-        return VaultSettings(insecure_http=True) if insecure_http else None
+        return VaultSettings(insecure_http=True)
     given: dict[str, Any] = {
         "address": address or None,
         "namespace": namespace or None,

@@ -82,11 +82,24 @@ def return_free_memory() -> None:
 
 
 def close_others(keep: set[int]) -> None:
-    """Close every descriptor but the standard streams and `keep`: a forked process holds only what it is meant to."""
+    """Close every descriptor but the standard streams, the log's and `keep`: a forked process holds only what it is meant to.
+
+    The log's, because another file gets a number that is free, and the next line of the log would be written there.
+    """
+    keep = keep | _log_descriptors()
     for name in os.listdir("/proc/self/fd"):
         if (fd := int(name)) > 2 and fd not in keep:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _log_descriptors() -> set[int]:
+    found = set()
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # as the command line installs it
+            with contextlib.suppress(OSError, ValueError):  # a stream of a test has none
+                found.add(handler.stream.fileno())
+    return found
 
 
 def wait_child(pid: int, timeout_s: float) -> int | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicNumbers
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from securesystemslib.signer._key import SSlibKey
 
@@ -12,6 +13,11 @@ from modelfs.crypto.signatures import check_algorithm
 
 # What its signers log at debug level are requests to key services and their answers.
 logging.getLogger("securesystemslib").setLevel(logging.CRITICAL)
+
+
+def ed25519_key(raw: bytes) -> SSlibKey:
+    """A public key from its 32 bytes; ValueError if they are none."""
+    return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
 
 
 def signing_key(der: bytes, what: str) -> SSlibKey:

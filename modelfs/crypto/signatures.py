@@ -41,13 +41,19 @@ class TrustedKey:
         pem = self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         return _keyid("ecdsa", f"ecdsa-sha2-nistp{self.key.key_size}", pem)
 
+    @property
+    def ecdsa(self) -> ECDSA:
+        """How a key on a curve signs (FIPS 186-5): with the curve's own digest size."""
+        is_p256 = isinstance(self.key, EllipticCurvePublicKey) and isinstance(self.key.curve, SECP256R1)
+        return ECDSA(SHA256() if is_p256 else SHA384())
+
     def verifies(self, signature: bytes, data: bytes) -> bool:
         """Whether this key signed exactly `data` (RFC 8032; FIPS 186-5 with the curve's own digest size)."""
         try:
             if isinstance(self.key, Ed25519PublicKey):
                 self.key.verify(signature, data)
             else:
-                self.key.verify(signature, data, ECDSA(SHA256() if isinstance(self.key.curve, SECP256R1) else SHA384()))
+                self.key.verify(signature, data, self.ecdsa)
         except InvalidSignature:
             return False
         return True

@@ -1,9 +1,16 @@
-"""Signing keys and the making of DSSE signatures, by securesystemslib (docs/FORMAT.md section 3). For publishers only."""
+"""Signing keys and the making of DSSE signatures (docs/FORMAT.md section 3). For publishers only.
+
+A key in a file signs with `cryptography` alone. A key that stays in a service is a signer of securesystemslib (keys/vault_sign.py),
+which is imported only for that: it loads the client of every key service that is installed.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,9 +20,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer._crypto_signer import CryptoSigner
-from securesystemslib.signer._key import SSlibKey
-from securesystemslib.signer._signer import Signer
 
 from modelfs.crypto.keyfiles import create_private, read_private
 from modelfs.crypto.signatures import MAX_PEM_SIZE, TrustedKey, TrustedKeys, check_algorithm, pre_authentication_encoding
@@ -23,16 +27,53 @@ from modelfs.errors import ConfigError, KeyServiceError
 from modelfs.format.envelope import EnvelopeRecord, build_envelope
 from modelfs.format.fields import decode_base64
 
-__all__ = [
-    "Signer",
-    "add_signature",
-    "ed25519_key",
-    "generate_signing_key",
-    "load_signer",
-    "public_pem",
-    "sign_payload",
-    "trust_signer",
-]
+
+class MadeSignature(Protocol):
+    """A signature as securesystemslib has it."""
+
+    @property
+    def keyid(self) -> str:
+        """Of the key that signed."""
+
+    @property
+    def signature(self) -> str:
+        """Hex."""
+
+
+class Signer(Protocol):
+    """What signs: a `KeyFileSigner`, or a signer of securesystemslib."""
+
+    @property
+    def public_key(self) -> object:
+        """The public half: a `TrustedKey`, or a key of securesystemslib."""
+
+    def sign(self, payload: bytes) -> MadeSignature:
+        """Sign exactly `payload`."""
+
+
+@dataclass(frozen=True)
+class FileSignature:
+    """See `MadeSignature`."""
+
+    keyid: str
+    signature: str
+
+
+class KeyFileSigner:
+    """Signs with a private key from a file."""
+
+    def __init__(self, private: Ed25519PrivateKey | EllipticCurvePrivateKey, public: TrustedKey) -> None:
+        """Take a key and its own public half."""
+        self._private = private
+        self.public_key = public
+
+    def sign(self, payload: bytes) -> FileSignature:
+        """Sign as `TrustedKey.verifies` expects it."""
+        if isinstance(self._private, Ed25519PrivateKey):
+            made = self._private.sign(payload)
+        else:
+            made = self._private.sign(payload, self.public_key.ecdsa)
+        return FileSignature(self.public_key.keyid, made.hex())
 
 
 def generate_signing_key(path: Path) -> str:
@@ -48,10 +89,10 @@ def generate_signing_key(path: Path) -> str:
         raise ConfigError(f"{public_path} exists already and is not overwritten: choose another path")
     create_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     create_private(public_path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
-    return SSlibKey.from_crypto(public).keyid
+    return TrustedKey(public).keyid
 
 
-def load_signer(path: Path) -> CryptoSigner:
+def load_signer(path: Path) -> KeyFileSigner:
     """The signer of a private key file.
 
     Raises:
@@ -60,16 +101,13 @@ def load_signer(path: Path) -> CryptoSigner:
     data = read_private(path, MAX_PEM_SIZE, "signing key")
     try:
         private = load_pem_private_key(data, None)
-        check_algorithm(private.public_key(), path)
-        return CryptoSigner(private)
+        public = check_algorithm(private.public_key(), path)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # `from None`: the library's error could quote the key.
         raise ConfigError(f"{path} is not an unencrypted Ed25519 or ECDSA private key in PEM: make one with keygen") from None
-
-
-def ed25519_key(raw: bytes) -> SSlibKey:
-    """A public key from its 32 bytes; ValueError if they are none."""
-    return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
+    if not isinstance(private, Ed25519PrivateKey | EllipticCurvePrivateKey):
+        raise TypeError("a private key is of another kind than its public half")
+    return KeyFileSigner(private, public)
 
 
 def public_pem(signer: Signer) -> bytes:
@@ -81,6 +119,10 @@ def public_pem(signer: Signer) -> bytes:
 def trust_signer(signer: Signer) -> TrustedKeys:
     """Trust exactly the public half of `signer`."""
     key = signer.public_key
+    if isinstance(key, TrustedKey):
+        return TrustedKeys([key], 1)
+    from securesystemslib.signer._key import SSlibKey
+
     if not isinstance(key, SSlibKey):
         raise ConfigError("this kind of signing key cannot verify its own signatures")
     public: str = key.keyval["public"]

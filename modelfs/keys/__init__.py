@@ -1,5 +1,7 @@
 """Key providers: who wraps and unwraps DEKs. A provider's module is imported only when its scheme is used."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,10 @@ from modelfs.errors import ConfigError
 from modelfs.format.limits import MAX_RECIPIENTS
 from modelfs.keys.interface import KeyProvider
 from modelfs.keys.signer_options import SignerOptions
-from modelfs.keys.vault_settings import VaultSettings
 
 if TYPE_CHECKING:
     from modelfs.crypto.signing import Signer
+    from modelfs.keys.vault_settings import VaultSettings
 
 _PROVIDERS = {
     "awskms": "modelfs.keys.aws",
@@ -119,9 +121,7 @@ def open_keks(uris: Sequence[str], settings: VaultSettings | None = None) -> lis
     return providers
 
 
-def open_signer(
-    uri: str, settings: VaultSettings | None = None, keks: Sequence[KeyProvider] = (), pin_file: Path | None = None
-) -> "Signer":
+def open_signer(uri: str, settings: VaultSettings | None = None, keks: Sequence[KeyProvider] = (), pin_file: Path | None = None) -> Signer:
     """The signer that `--sign-key` names.
 
     Args:
@@ -136,7 +136,7 @@ def open_signer(
     """
     scheme = uri.partition(":")[0]
     if scheme not in _SIGNERS:
-        from modelfs.crypto.signing import load_signer  # loads every signer there is: only for who signs
+        from modelfs.crypto.signing import load_signer
 
         return load_signer(Path(uri))
     open_it: Callable[[str, SignerOptions], Signer] = _import(_SIGNERS[scheme]).open_signer

@@ -1,11 +1,16 @@
 """What the signers of all services and devices are opened with."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelfs.keys.interface import KeyProvider
-from modelfs.keys.vault_settings import VaultSettings
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 
 @dataclass(frozen=True)

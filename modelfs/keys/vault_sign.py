@@ -11,7 +11,7 @@ from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 from securesystemslib.signer._vault_signer import VaultSigner
 
-from modelfs.crypto.signing import ed25519_key
+from modelfs.crypto.service_keys import ed25519_key
 from modelfs.errors import ConfigError, KeyAccessError, KeyServiceError
 from modelfs.keys.signer_options import SignerOptions
 from modelfs.keys.vault import COMMAND_TIMEOUT_S, VaultProvider, connect

@@ -21,10 +21,14 @@ from modelfs.format.limits import MIB
 from modelfs.format.manifest import BlobEntry, DigestName
 from modelfs.seal.scan import SourceFile
 from modelfs.seal.source import Source
+from modelfs.store.direct import PieceWriter, Seam, start_writing
 from modelfs.store.local import Store, pread_exact, store_error
 
-SEGMENT_SIZE = 1 * MIB
+SEGMENT_SIZE = 2 * MIB
 """Bytes that one thread encrypts at a time; a power of two, so a whole number of blocks."""
+SEGMENTS_AHEAD = 2 + 2 * min(4, os.cpu_count() or 1)
+"""Segments of one file in memory, beside the one that is read: for the cores that can keep up with the digest of its plaintext, which
+is one core's work, and for those that the disk takes."""
 
 _local = threading.local()
 """Memory for ciphertext, one for each thread that encrypts."""
@@ -130,12 +134,18 @@ class SealPass:
         return BlobEntry(id=blob_id, root=root_hash(self.digest, pages).hex(), size=shape.size)
 
     def _encrypt(self, cipher: BlobCipher, shape: Geometry, fd: int, out: int, plain: Hasher, source: SourceFile) -> bytes:
-        """All leaves of the blob. Reading and the plaintext's digest go in order here; encrypting goes on in the pool."""
+        """All leaves of the blob. Reading and the plaintext's digest go in order here; encrypting and writing go on in the pool."""
+        step = max(SEGMENT_SIZE, shape.block_size)
+        if shape.size <= step:
+            plaintext = page_aligned(max(1, shape.size))[: shape.size]
+            self._read(fd, plaintext, 0, source)
+            self._digest(plain, plaintext)
+            return encrypt_segment(cipher, shape, self.digest, plaintext, 0, out)
+        writer = PieceWriter(out, shape.ciphertext_size)
         leaves: list[bytes] = []
         segments: deque[tuple[Future[bytes], memoryview]] = deque()
         free: list[memoryview] = []
-        limit = 2 * (os.cpu_count() or 1)
-        step = max(SEGMENT_SIZE, shape.block_size)
+        seam: Seam | None = None
 
         def collect() -> None:
             segment, memory = segments.popleft()
@@ -143,30 +153,37 @@ class SealPass:
             free.append(memory)
 
         try:
-            for start in range(0, max(1, shape.size), step):
-                if self.stop.is_set():
-                    raise Cancelled
-                memory = free.pop() if free else page_aligned(min(step, max(1, shape.size)))
+            for start in range(0, shape.size, step):
+                memory = free.pop() if free else page_aligned(step)
                 plaintext = memory[: min(step, shape.size - start)]
-                if not pread_exact(fd, plaintext, start):
-                    raise SourceChangedError(f"{source.path} became shorter while it was sealed: seal again when it is at rest")
-                if shape.size <= step:
-                    plain.update(plaintext)
-                    self.progress(len(plaintext))
-                    return write_segment(cipher, shape, self.digest, plaintext, start, out)
-                segments.append((self.pool.submit(write_segment, cipher, shape, self.digest, plaintext, start, out), memory))
-                plain.update(plaintext)
-                self.progress(len(plaintext))
-                if len(segments) > limit:
+                self._read(fd, plaintext, start, source)
+                before, seam = seam, Seam()
+                segment = self.pool.submit(_write_piece, cipher, shape, self.digest, plaintext, start, writer, before, seam)
+                segments.append((segment, memory))
+                self._digest(plain, plaintext)
+                if len(segments) > SEGMENTS_AHEAD:
                     collect()
             while segments:
                 collect()
+            writer.finish(seam.result() if seam else b"", shape.ciphertext_size)
         finally:
-            for segment, _ in segments:  # after a failure: nobody may write to `out` once it is closed
+            # After a failure: nobody may write to `out` once it is closed. Last first, so that none waits for a seam that never comes.
+            for segment, _ in reversed(segments):
                 segment.cancel()
+            for segment, _ in segments:
                 with contextlib.suppress(BaseException):
                     segment.result()
         return b"".join(leaves)
+
+    def _read(self, fd: int, plaintext: memoryview, start: int, source: SourceFile) -> None:
+        if self.stop.is_set():
+            raise Cancelled
+        if not pread_exact(fd, plaintext, start):
+            raise SourceChangedError(f"{source.path} became shorter while it was sealed: seal again when it is at rest")
+
+    def _digest(self, plain: Hasher, plaintext: memoryview) -> None:
+        plain.update(plaintext)
+        self.progress(len(plaintext))
 
 
 def open_source(source: SourceFile) -> int:
@@ -183,16 +200,12 @@ def open_source(source: SourceFile) -> int:
     return fd
 
 
-def write_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
-    """Encrypt a whole number of blocks that begins at plaintext offset `start`; their leaves, joined."""
+def _encrypt_blocks(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int) -> bytes:
+    """Encrypt a whole number of blocks that begins at plaintext offset `start` into this thread's memory; their leaves, joined."""
     first = start // shape.block_size
-    count = max(1, -(-len(plaintext) // shape.block_size))
-    if not hasattr(_local, "scratch"):
-        _local.scratch = Scratch()
-    offset = shape.block_offset(first)
-    framed = _local.scratch.framed(offset, len(plaintext) + TAG_SIZE * count)
+    framed = _scratch().framed(*_place(shape, plaintext, start))
     leaves: list[bytes] = []
-    for number in range(count):
+    for number in range(_block_count(shape, plaintext)):
         begin = number * shape.block_size
         part = plaintext[begin : begin + shape.block_size]
         at = number * (shape.block_size + TAG_SIZE)
@@ -201,10 +214,51 @@ def write_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plain
         before = block[0]  # the last byte of the block before: the digest's prefix takes its place for a moment
         leaves.append(leaf_hash_in_place(digest, block))
         block[0] = before
-    ciphertext, done = framed[1:], 0
-    while done < len(ciphertext):
-        done += os.pwrite(out, ciphertext[done:], offset + done)
-    # Have the disk begin now: the fsync at the end would otherwise wait for all of it at once.
-    with contextlib.suppress(OSError):
-        os.posix_fadvise(out, offset, len(ciphertext), os.POSIX_FADV_DONTNEED)
     return b"".join(leaves)
+
+
+def write_segment(cipher: BlobCipher, shape: Geometry, digest: DigestName, plaintext: memoryview, start: int, out: int) -> bytes:
+    """Encrypt a segment and write it as it is; its leaves, joined."""
+    leaves = _encrypt_blocks(cipher, shape, digest, plaintext, start)
+    offset, length = _place(shape, plaintext, start)
+    ciphertext, done = _scratch().framed(offset, length)[1:], 0
+    while done < length:
+        done += os.pwrite(out, ciphertext[done:], offset + done)
+    start_writing(out, offset, length)
+    return leaves
+
+
+def _write_piece(
+    cipher: BlobCipher,
+    shape: Geometry,
+    digest: DigestName,
+    plaintext: memoryview,
+    start: int,
+    writer: PieceWriter,
+    before: Seam | None,
+    after: Seam,
+) -> bytes:
+    """Encrypt a segment and write it as one of many pieces; its leaves, joined."""
+    try:
+        leaves = _encrypt_blocks(cipher, shape, digest, plaintext, start)
+        place = _place(shape, plaintext, start)
+        writer.write(_scratch().from_page(*place), place[0], before, after)
+    finally:
+        after.cancel()  # nothing, once it is set: whoever waits for it must not wait for ever
+    return leaves
+
+
+def _block_count(shape: Geometry, plaintext: memoryview) -> int:
+    return max(1, -(-len(plaintext) // shape.block_size))
+
+
+def _place(shape: Geometry, plaintext: memoryview, start: int) -> tuple[int, int]:
+    """Offset and length in the blob of a segment that begins at plaintext offset `start`."""
+    return shape.block_offset(start // shape.block_size), len(plaintext) + TAG_SIZE * _block_count(shape, plaintext)
+
+
+def _scratch() -> Scratch:
+    if not hasattr(_local, "scratch"):
+        _local.scratch = Scratch()
+    scratch: Scratch = _local.scratch
+    return scratch

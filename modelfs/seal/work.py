@@ -89,5 +89,6 @@ def _wrap(dek: bytes, model: str, key_id: str, providers: Sequence[KeyProvider])
 def workers(store: Store, wanted: Wanted, around: Surroundings) -> Iterator[tuple[SealPass, ThreadPoolExecutor]]:
     """The pass that all blobs of a run share, with threads for segments, and threads for whole files; of each as many as cores."""
     cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as segments, ThreadPoolExecutor(cores) as files:
+    # Twice as many for segments as there are cores: half of them wait for the disk.
+    with ThreadPoolExecutor(2 * cores) as segments, ThreadPoolExecutor(cores) as files:
         yield SealPass(store, wanted.block_size, wanted.digest, around.entropy, around.progress, around.stop, segments), files

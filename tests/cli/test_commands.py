@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from modelfs.cli.app import EXIT_CODES, app
+from modelfs.cli.app import EXIT_CODES, make_app
 from modelfs.seal.retention import Removed
 from tests.cli.conftest import Cli, Run
 from tests.helpers import MODEL, REPOSITORY, KeySet, write_tree
@@ -22,7 +22,7 @@ def source(tmp_path: Path) -> Path:
 
 def commands(group: object = None, name: str = "") -> dict[str, object]:
     """Every command by its full name, for example `keygen kek`."""
-    group = group or typer.main.get_command(app)
+    group = group or typer.main.get_command(make_app([]))
     found = {}
     for part, command in group.commands.items():  # type: ignore[attr-defined]
         full = f"{name} {part}".strip()
@@ -194,3 +194,37 @@ def test_progress_bar_on_a_terminal_only(keys_dir: KeySet, source: Path, tmp_pat
     assert b"\x1b[" in shown
     assert b"sealing" not in out
     assert b'"release": 1' in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_there_without_the_others(name: str) -> None:
+    """Alone it looks as it does in the whole program, which is made when the first word is no command."""
+    alone = commands(typer.main.get_command(make_app(name.split())))
+    assert name in alone
+    assert len(alone) < len(COMMANDS), f"{name} waits for the imports of all commands: add it to the table in cli/app.py"
+
+
+def test_an_unknown_command_is_told_what_there_is(run: Run) -> None:
+    result = run("moutn")
+    assert result.code == 2
+    assert "No such command 'moutn'" in result.err
+
+
+@pytest.mark.parametrize("words", ["verify", "seal", "mount"])
+def test_a_command_does_not_import_what_it_does_not_need(words: str) -> None:
+    """What every start would wait for: models of configuration files, clients of key services, the event loop."""
+    needless = {"hvac", "requests", "boto3", "securesystemslib", "rich", "modelfs.config.mount_file", "modelfs.keys.vault_settings"}
+    program = f"""
+import sys
+from modelfs.cli.app import make_app
+make_app([{words!r}])
+if {words!r} == "mount":
+    import modelfs.mount.start
+else:
+    import modelfs.seal.publish, modelfs.reader.verify, modelfs.crypto.signing
+    assert "trio" not in sys.modules
+import modelfs.keys.file
+print(*sorted({needless!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

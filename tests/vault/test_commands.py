@@ -137,10 +137,11 @@ def test_hvac_is_needed_only_for_a_vault() -> None:
     program = """
 import sys
 sys.modules["hvac"] = None
-from modelfs.cli.app import app
+from modelfs.cli.app import make_app
 from modelfs.cli.vault_options import read_settings
 from modelfs.errors import ConfigError
 from modelfs.keys import open_kek
+make_app([])
 try:
     open_kek("vault:transit/models", read_settings("https://x", "token:y"))
 except ConfigError as exc:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from modelfs.cli.app import app, main
+from modelfs.cli.app import main, make_app
 from modelfs.config.mount_file import MountFile, read_mount_file
 from modelfs.control.lease import LeasePolicy
 from modelfs.crypto.signing import generate_signing_key
@@ -127,7 +127,7 @@ NOT_IN_A_FILE = {"--config", "--json", "--help", "-h"}
 
 def flags_and_arguments() -> dict[str, set[str]]:
     """The parameters of `modelfs mount` as its parser has them: name -> what is typed (of an argument its own name)."""
-    command = typer.main.get_command(app).commands["mount"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(make_app([])).commands["mount"]  # type: ignore[attr-defined]
     parameters = command.get_params(typer.Context(command))
     assert len(parameters) > 25, "the options are gone"
     return {each.name: {*each.opts, *each.secondary_opts} for each in parameters}

@@ -1,8 +1,10 @@
 """Forks: what they inherit, how they end, and that the parent learns it."""
 
+import logging
 import os
 import signal
 import time
+from pathlib import Path
 
 from modelfs.control.process import close_others, die_with_parent, fork_child, is_running, kill_child, wait_child
 
@@ -46,6 +48,26 @@ def test_a_child_ends_with_its_parent() -> None:
     while is_running(grandchild):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_close_others_keeps_the_log(tmp_path: Path) -> None:
+    """Else the next line of the log goes wherever its number has gone."""
+    handler = logging.StreamHandler((tmp_path / "log").open("a"))
+    logging.getLogger().addHandler(handler)
+    try:
+
+        def main() -> int:
+            close_others(set())
+            os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+            logging.getLogger().error("a line")
+            return 0
+
+        assert wait_child(fork_child(main), 5) == 0
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.stream.close()
+    assert (tmp_path / "log").read_text() == "a line\n"
+    assert (tmp_path / "other").read_text() == ""
 
 
 def test_close_others_keeps_what_it_is_told() -> None:

@@ -1,5 +1,8 @@
 """Signatures and the threshold: distinct keys count, not signatures and not keyids."""
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +14,16 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
 )
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys, verify_envelope
 from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload, trust_signer
 from modelfs.errors import ConfigError, SignatureError
-from modelfs.format.envelope import EnvelopeRecord, build_envelope
+from modelfs.format.envelope import EnvelopeRecord, build_envelope, serialize_envelope
 from modelfs.format.fields import decode_base64
 from tests.helpers import KeySet
 
@@ -54,6 +61,27 @@ def signers(tmp_path_factory: pytest.TempPathFactory) -> Signers:
 def signature(private: Path, payload: bytes = PAYLOAD, payload_type: str = TYPE) -> tuple[str, bytes]:
     entry = sign_payload(payload, payload_type, load_signer(private)).signatures[0]
     return entry.keyid, decode_base64(entry.sig)
+
+
+@pytest.mark.parametrize("number", range(3), ids=["Ed25519", "P-256", "P-384"])
+def test_securesystemslib_agrees(signers: Signers, number: int) -> None:
+    """An independent implementation of DSSE verifies what a key file signed, under the same keyid; and signs what we verify."""
+    record = sign_payload(PAYLOAD, TYPE, load_signer(signers.private[number]))
+    key = load_pem_public_key(signers.public[number].read_bytes())
+    theirs = Envelope.from_dict(json.loads(serialize_envelope(record)))
+    assert list(theirs.verify([SSlibKey.from_crypto(key)], 1)) == [record.signatures[0].keyid]  # type: ignore[arg-type]
+    signer = CryptoSigner(load_pem_private_key(signers.private[number].read_bytes(), None))  # type: ignore[arg-type]
+    assert count_of(sign_payload(PAYLOAD, TYPE, signer), load_trusted_keys([signers.public[number]])) == 1
+
+
+def test_a_key_file_loads_the_client_of_no_key_service(signers: Signers) -> None:
+    program = (
+        "import sys; from pathlib import Path; from modelfs.crypto.signing import *;"
+        " sign_payload(b'x', 'y', load_signer(Path(sys.argv[1])));"
+        " print(*sorted({'hvac', 'requests', 'boto3', 'securesystemslib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(signers.private[0])], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def envelope(*signatures: tuple[str, bytes], payload: bytes = PAYLOAD) -> EnvelopeRecord:
