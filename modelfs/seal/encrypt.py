@@ -140,7 +140,7 @@ class SealPass:
             plaintext = page_aligned(max(1, shape.size))[: shape.size]
             self._read(fd, plaintext, 0, source)
             self._digest(plain, plaintext)
-            return encrypt_segment(cipher, shape, self.digest, plaintext, 0, out)
+            return write_segment(cipher, shape, self.digest, plaintext, 0, out)
         writer = PieceWriter(out, shape.ciphertext_size)
         leaves: list[bytes] = []
         segments: deque[tuple[Future[bytes], memoryview]] = deque()

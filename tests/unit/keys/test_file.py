@@ -19,7 +19,8 @@ CONTEXT = wrapping_context("demo", KEY_ID)
 
 def plan(dek: bytes = DEK, model: str = "demo", key_id: str = KEY_ID) -> Plan:
     commitment = key_commitment(dek).hex()
-    return Plan(block_size=4096, digest="blake3", format="modelfs/1", key_commitment=commitment, key_id=key_id, model=model, release=1)
+    named = {"key_commitment": commitment, "key_id": key_id, "model": model, "release": 1}
+    return Plan(block_size=4096, digest="blake3", format="modelfs/1", rotates=None, **named)
 
 
 def test_round_trip() -> None:
