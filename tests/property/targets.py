@@ -92,7 +92,10 @@ def make_targets(base: Path, keys: KeySet) -> dict[str, Target]:
     sealed = Sealed(base / "sealed", base / "source", keys, FILES)
     signed = (sealed.path / "manifest.json").read_bytes()
     commitment = key_commitment(DEK).hex()
-    plan = Plan(block_size=BLOCK, digest="blake3", format="modelfs/1", key_commitment=commitment, key_id=KEY_ID, model=MODEL, release=1)
+    plan = Plan(
+        block_size=BLOCK, digest="blake3", format="modelfs/1", key_commitment=commitment, key_id=KEY_ID, model=MODEL, release=1,
+        rotates=None,
+    )  # fmt: skip
     keys_json = (sealed.path / "keys" / f"{sealed.manifest.key_commitment}.json").read_bytes()
     return {
         "manifest": Target([manifest_payload(sealed.path / "manifest.json")], parser(parse_manifest)),
