@@ -92,8 +92,10 @@ def make_targets(base: Path, keys: KeySet) -> dict[str, Target]:
     sealed = Sealed(base / "sealed", base / "source", keys, FILES)
     signed = (sealed.path / "manifest.json").read_bytes()
     commitment = key_commitment(DEK).hex()
-    named = {"key_commitment": commitment, "key_id": KEY_ID, "model": MODEL, "release": 1}
-    plan = Plan(block_size=BLOCK, digest="blake3", format="modelfs/1", rotates=None, **named)
+    plan = Plan(
+        block_size=BLOCK, digest="blake3", format="modelfs/1", key_commitment=commitment, key_id=KEY_ID, model=MODEL, release=1,
+        rotates=None,
+    )  # fmt: skip
     keys_json = (sealed.path / "keys" / f"{sealed.manifest.key_commitment}.json").read_bytes()
     return {
         "manifest": Target([manifest_payload(sealed.path / "manifest.json")], parser(parse_manifest)),
@@ -133,7 +135,7 @@ def _journal(base: Path, keys: KeySet, plan: Plan) -> dict[str, Target]:
     signer, provider, store = load_signer(keys.signing), keys.provider(), Store(base / "sealed")
     store.make_directories("blobs")
     journal.begin(store, plan, keys_file([provider.wrap_key(DEK, wrapping_context(MODEL, KEY_ID))]), signer)
-    pending = journal.resume(store, plan, provider, signer)
+    pending = journal.resume(store, plan, [provider], signer)
     assert pending is not None
     with ThreadPoolExecutor(1) as pool:
         made = [SealPass(store, BLOCK, "blake3", os.urandom, lambda _: None, Event(), pool).encrypt_file(file) for file in source.files]
@@ -142,7 +144,7 @@ def _journal(base: Path, keys: KeySet, plan: Plan) -> dict[str, Target]:
         writer.append(made[2:])
     (journal_id,) = journal.journal_ids(store)
     files = {"plan file": journal.PLAN, "pending keys": journal.KEYS, "journal": f"pending/journal-{journal_id}"}
-    whole = journal.resume(store, plan, provider, signer)
+    whole = journal.resume(store, plan, [provider], signer)
     assert whole is not None
     assert len(whole.records) == len(FILES)
     other = sign_payload(canonical.serialize(plan), MANIFEST_TYPE, signer)
@@ -156,7 +158,7 @@ def _journal(base: Path, keys: KeySet, plan: Plan) -> dict[str, Target]:
             assert journal.read_plan(store, signer) in (plan, None)
             with contextlib.suppress(StoreError):
                 assert all(len(blob_id) == 32 for blob_id in journal.pending_blob_ids(store))
-            found = journal.resume(store, plan, provider, signer)
+            found = journal.resume(store, plan, [provider], signer)
             assert found is None or (found.dek == DEK and found.records == whole.records[: len(found.records)])
         finally:
             path.write_bytes(seeds[name][0])
