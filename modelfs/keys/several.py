@@ -104,14 +104,14 @@ def prove_in_order(
             silent.append(said)
             passed.append(said)
             continue
-        # Not asked at all: its service has no say about a model that it has no part in.
+        # Among several it is not asked at all: its service has no say about a model that it has no part in.
         is_absent = not has_opened and not any(provider.is_recipient(entry) for entry in keys.recipients)
 
         def keep(session: bytes, position: int = position) -> None:
             sessions.write_session(session, position)
 
         try:
-            if is_absent:
+            if is_absent and len(keks) > 1:
                 unwrap_dek(provider, keys, release)  # says so
             grant = provider.prove(keys, release, sessions.read_session(position), has_opened, share_s, keep)
         except KeyAccessError as exc:
