@@ -68,7 +68,7 @@ def kill_at(process: "subprocess.Popen[bytes]", path: Path, old: set[str], total
     return process.wait() == -signal.SIGKILL
 
 
-MOMENTS = [pytest.param(4, id="4 moments"), pytest.param(20, id="20 moments", marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+MOMENTS = [pytest.param(4, id="4 moments"), pytest.param(20, id="20 moments", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 
 
 @pytest.mark.parametrize("moments", MOMENTS)
