@@ -19,7 +19,7 @@ from tests.mount.conftest import Mounted
 pytestmark = pytest.mark.fuse
 
 FILES = {f"f{n:02}": os.urandom(200_000 + n) for n in range(20)} | {"large": os.urandom(15_000_000)}
-MOMENTS = [pytest.param(3, id="3 moments"), pytest.param(20, id="20 moments", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+MOMENTS = [pytest.param(3, id="3 moments"), pytest.param(20, id="20 moments", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 
 
 def begin(model: Sealed, release: int) -> "subprocess.Popen[bytes]":
