@@ -67,7 +67,7 @@ def test_the_impostor_is_good_enough_when_it_behaves(impostor: Impostor) -> None
     grant = prove()
     assert (grant.dek, grant.session, grant.ttl_s) == (DEK, None, None)
     assert AwsProvider(KEY_ARN).wrap_key(DEK, CONTEXT).wrapped_key == b"wrapped"
-    assert AwsProvider(KEY_ARN).rewrap_key(KEYS.recipients[0], CONTEXT) == recipient("awskms", KEY_ARN, "", b"again")
+    assert AwsProvider(KEY_ARN).rewrap_key(KEYS.recipients[0], CONTEXT, lambda _: True) == recipient("awskms", KEY_ARN, "", b"again")
 
 
 def test_requests_name_our_key_and_the_context(impostor: Impostor) -> None:
@@ -78,7 +78,7 @@ def test_requests_name_our_key_and_the_context(impostor: Impostor) -> None:
     provider = AwsProvider(alias)
     provider.wrap_key(DEK, CONTEXT)
     prove(reference=alias)
-    again = provider.rewrap_key(foreign, CONTEXT)
+    again = provider.rewrap_key(foreign, CONTEXT, lambda _: True)
     assert again is not None
     assert again.label == "kept"
     assert impostor.sent("Encrypt") == [{"KeyId": alias, "Plaintext": b64encode(DEK).decode(), "EncryptionContext": pairs}]
@@ -230,7 +230,7 @@ def test_an_answer_that_is_no_wrapped_key_of_ours_is_not_published(impostor: Imp
     with pytest.raises(KeyServiceError):
         AwsProvider(KEY_ARN).wrap_key(DEK, CONTEXT)
     with pytest.raises(KeyServiceError):
-        AwsProvider(KEY_ARN).rewrap_key(KEYS.recipients[0], CONTEXT)
+        AwsProvider(KEY_ARN).rewrap_key(KEYS.recipients[0], CONTEXT, lambda _: True)
 
 
 def test_decoys_cost_no_more_than_the_deadline(impostor: Impostor) -> None:

@@ -88,7 +88,8 @@ def indexes(draw: st.DrawFn) -> Index:
 @st.composite
 def keys_files(draw: st.DrawFn) -> KeysFile:
     schemes = st.from_regex(r"[a-z0-9]{1,16}", fullmatch=True)
-    entries: list[Recipient] = draw(st.lists(st.builds(recipient, schemes, text, text, st.binary(max_size=80)), min_size=1, max_size=4))
+    each = st.builds(recipient, schemes, text, text, st.binary(max_size=80))
+    entries: list[Recipient] = draw(st.lists(each, min_size=1, max_size=4, unique_by=lambda entry: entry.wrapped))
     return keys_file(entries)
 
 

@@ -180,7 +180,7 @@ def test_open_provider_refuses_a_file_open_to_others(tmp_path: Path, mode: int) 
         open_provider(str(tmp_path / "kek"))
 
 
-@pytest.mark.parametrize("uri", ["", "file", "file:", ":x", "awskms:a/b", "FILE:x", "/etc/kek"])
+@pytest.mark.parametrize("uri", ["", "file", "file:", ":x", "kms:a/b", "FILE:x", "/etc/kek"])
 def test_open_kek_refuses(uri: str) -> None:
     with pytest.raises(ConfigError, match="does not name a KEK"):
         open_kek(uri)
