@@ -23,7 +23,7 @@ def soak(tmp_path: Path, *options: object) -> "subprocess.Popen[str]":
 
 
 def test_a_short_soak(tmp_path: Path) -> None:
-    process = soak(tmp_path, "--minutes", 0.1, "--readers", 3)
+    process = soak(tmp_path, "--minutes", 0.25, "--readers", 3)
     out, err = process.communicate(timeout=200)
     print(out)
     assert process.returncode == 0, out + err

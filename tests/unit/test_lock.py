@@ -84,7 +84,7 @@ def test_the_bill_of_materials_lists_what_is_pinned() -> None:
     assert {name: each["version"] for name, each in found.items()} == here
     for name, each in found.items():
         assert each["purl"] == f"pkg:pypi/{name}@{each['version']}"
-    # protobuf's metadata names its own in words that are no SPDX expression; any other without a licence is to be looked at before it is released.
+    # protobuf's metadata names its own in words that are no SPDX expression; any other is to be looked at before a release.
     assert {name for name, each in found.items() if not each.get("licenses")} <= {"protobuf"}
     roots = next(each["dependsOn"] for each in listed["dependencies"] if each["ref"] == listed["metadata"]["component"]["bom-ref"])
     assert {canonicalize_name(Requirement(line).name) for line in roots} <= set(found)

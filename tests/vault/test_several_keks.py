@@ -24,12 +24,12 @@ from modelfs.seal.recipients import Subject, add_recipients
 from modelfs.seal.scan import scan_source
 from modelfs.store.local import Store
 from tests.helpers import NOW, KeySet, Sealed, load_signer, write_tree
+from tests.leases.switch import Switch
 from tests.mount.conftest import Mounted, modelfs, wait_until
 from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.impostor import Impostor, Misbehave, hang, server_context
 from tests.vault.leased import FILE, PLAIN, Watcher, status
 from tests.vault.server import CONTEXT, DEK, Server, manifest, running_server, write_secret
-from tests.vault.switch import Switch
 
 RENEW_S, TTL_S = 1.0, 4.0
 
