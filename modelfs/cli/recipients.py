@@ -158,11 +158,8 @@ def remove(
         if not openers:  # the one to remove may be lost: then another one opens the model
             raise ConfigError(f"{exc}; to remove a KEK that is not at hand, name one that opens the model with --with URI") from None
 
-    def is_meant(entry: Recipient) -> bool:
-        return entry.name == who[0] or (meant is not None and meant.is_recipient(entry))
-
     more = [] if openers or meant is None else [meant]
-    change = _run(sealed, model, trust, threshold, lambda subject: remove_recipients(subject, [*openers, *more], is_meant, who[0], label))
+    change = _run(sealed, model, trust, threshold, lambda subject: remove_recipients(subject, [*openers, *more], meant, who[0], label))
     change.notes.append(
         "who kept a copy of the keys file, or the key that it held, still opens this release: `modelfs rotate` ends that, and new releases"
         " are wrapped only for the KEKs that `modelfs seal` names"

@@ -67,6 +67,10 @@ class AwsProvider(KeyProvider):
         key = parse_key_arn(recipient.key_ref)
         return recipient.scheme == self.scheme and key is not None and self._reference.may_be(key)
 
+    def is_certain(self, recipient: Recipient) -> bool:
+        """Not by an alias, which may name any of these keys."""
+        return not self._reference.is_alias and self.is_recipient(recipient)
+
     def _wrap_key(self, dek: bytes, context: bytes) -> Recipient:
         pairs = encryption_context(context)
         answer = self._call("encrypt", "wrap with", KeyId=self.reference, Plaintext=dek, EncryptionContext=pairs)

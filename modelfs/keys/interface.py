@@ -130,7 +130,11 @@ class KeyProvider(abc.ABC):
 
     @abc.abstractmethod
     def is_recipient(self, recipient: Recipient) -> bool:
-        """Whether the entry claims to be wrapped by this KEK."""
+        """Whether the entry claims to be wrapped by this KEK, or by one that this one's name may stand for."""
+
+    def is_certain(self, recipient: Recipient) -> bool:
+        """Whether it claims this very KEK. Not so where a name, like an alias, says less than the entry: the service knows which it is."""
+        return self.is_recipient(recipient)
 
     @abc.abstractmethod
     def _wrap_key(self, dek: bytes, context: bytes) -> Recipient: ...
@@ -187,6 +191,7 @@ def open_entry(provider: KeyProvider, keys: KeysFile, release: Manifest | Plan, 
     context = wrapping_context(release.model, release.key_id)
     agrees = agrees_with(release)
     refusal: EntryRefusedError | None = None
+    denial: KeyDeniedError | None = None
     has_wrong_bytes = False
     for entry in entries[:MAX_UNWRAP_TRIES]:
         try:
@@ -194,12 +199,23 @@ def open_entry(provider: KeyProvider, keys: KeysFile, release: Manifest | Plan, 
         except EntryRefusedError as exc:
             refusal = exc
             continue
+        except KeyDeniedError as exc:
+            if provider.is_certain(entry):
+                raise
+            denial = denial or exc
+            continue
+        except KeyServiceError:
+            if denial is None:
+                raise
+            break  # nor may whoever plants entries turn a denial into silence
         if dek is None:
             continue
         if agrees(dek):
             return dek, entry
         has_wrong_bytes = True
     more = f" ({len(entries)} entries claim this KEK, of which {MAX_UNWRAP_TRIES} are tried)" if len(entries) > MAX_UNWRAP_TRIES else ""
+    if denial is not None:
+        raise denial
     # A refusal counts before wrong bytes: whoever can plant an entry that decrypts to something else must not turn a denial into a wait.
     if refusal is not None:
         raise (KeyDeniedError if opened_before else KeyAccessError)(f"{refusal}{more}")

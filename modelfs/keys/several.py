@@ -5,12 +5,13 @@ mount is there already: then nothing rests on it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from modelfs.errors import KeyAccessError, KeyDeniedError, KeyServiceError
-from modelfs.format.keysfile import KeysFile
+from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
+from modelfs.format.keysfile import KeysFile, Recipient
 from modelfs.format.manifest import Manifest, Plan
 from modelfs.keys.interface import Grant, KeyProvider, unwrap_dek
 
@@ -166,3 +167,18 @@ def unwrap_by_any(providers: Sequence[KeyProvider], keys: KeysFile, release: Man
     if errors and all(isinstance(error, KeyDeniedError) for error in errors):
         kind = KeyDeniedError
     raise kind(f"no KEK opens the model: {'; '.join(map(str, errors))}")
+
+
+def wrap_for_all(providers: Sequence[KeyProvider], dek: bytes, context: bytes) -> list[Recipient]:
+    """One entry for each KEK; `dek` and `context` as for `KeyProvider.wrap_key`.
+
+    Raises:
+        ConfigError: Two of them are one KEK by two names, which only the service knew.
+        KeyAccessError: One cannot wrap.
+    """
+    entries = [provider.wrap_key(dek, context) for provider in providers]
+    names = Counter(entry.name for provider, entry in zip(providers, entries, strict=True) if provider.is_name_global)
+    for name, count in names.items():
+        if count > 1:
+            raise ConfigError(f"the KEK {name} is named twice: name it once")
+    return entries

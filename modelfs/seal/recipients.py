@@ -16,7 +16,7 @@ from modelfs.format.keysfile import KeysFile, Recipient, keys_file, wrapping_con
 from modelfs.format.limits import MAX_KEYS_SIZE, MAX_RECIPIENTS, MAX_UNWRAP_TRIES
 from modelfs.format.manifest import Manifest
 from modelfs.keys.interface import EntryRefusedError, KeyProvider, agrees_with
-from modelfs.keys.several import unwrap_by_any
+from modelfs.keys.several import unwrap_by_any, wrap_for_all
 from modelfs.store.local import Store
 from modelfs.trust.release import read_keys, read_release
 
@@ -66,7 +66,7 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
 
     def edit(manifest: Manifest, entries: list[Recipient], change: Change) -> list[Recipient]:
         def has(provider: KeyProvider) -> bool:
-            claims = [entry for entry in entries if provider.is_recipient(entry)]
+            claims = [entry for entry in entries if provider.is_certain(entry)]
             is_known = (bool(claims) and provider.is_name_global) or any(entry.label == label for entry in claims)
             return is_known or (bool(claims) and _opens(provider, entries, manifest))
 
@@ -77,7 +77,7 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
         known = [provider for provider in added if any(map(provider.is_recipient, entries))]
         change.notes += [f"{provider.describe()} is a recipient already" for provider in added if provider not in new]
         for provider in new:
-            if sum(map(provider.is_recipient, entries)) >= MAX_UNWRAP_TRIES:
+            if sum(map(provider.is_certain, entries)) >= MAX_UNWRAP_TRIES:
                 raise ConfigError(
                     f"{MAX_UNWRAP_TRIES} entries claim the KEK {provider.describe()} already: hosts try no more, remove some first"
                 )
@@ -85,32 +85,39 @@ def add_recipients(subject: Subject, openers: Sequence[KeyProvider], added: Sequ
             raise ConfigError(f"a model has at most {MAX_RECIPIENTS} recipients, and this one has {len(entries)}: remove some first")
         dek = _open([*openers, *known], keys_file(entries), manifest)
         context = wrapping_context(manifest.model, manifest.key_id)
-        change.changed = [provider.wrap_key(dek, context).model_copy(update={"label": label}) for provider in new]
+        for provider, fresh in zip(new, wrap_for_all(new, dek, context), strict=True):
+            # Which key an alias names, the service has said only now.
+            same = [entry for entry in entries if provider.is_name_global and entry.name == fresh.name]
+            if same:
+                _check_claims([provider], same, manifest)
+                change.notes.append(f"{provider.describe()} is a recipient already")
+            else:
+                change.changed.append(fresh.model_copy(update={"label": label}))
+        if not change.changed:
+            raise ConfigError(f"{', '.join(provider.describe() for provider in added)} is a recipient already")
         return [*entries, *change.changed]
 
     return _change(subject, edit)
 
 
-def remove_recipients(
-    subject: Subject, openers: Sequence[KeyProvider], is_meant: Callable[[Recipient], bool], named: str, label: str | None
-) -> Change:
+def remove_recipients(subject: Subject, openers: Sequence[KeyProvider], meant: KeyProvider | None, named: str, label: str | None) -> Change:
     """Take entries out of the keys file. Who kept a copy of it, or the DEK, still opens the release.
 
     Args:
         subject: See `Subject`.
         openers: KEKs of which one opens the release; the one that is removed may do.
-        is_meant: Which entries.
-        named: How to call them in messages.
+        meant: Whose entries; None: the KEK is not at hand.
+        named: How entries are listed, which is enough, or the KEK's URI.
         label: Only those with this label; None: whatever their label, as long as there is one of them only.
 
     Raises:
-        ConfigError: There is no such entry, or more than one, or no other.
+        ConfigError: There is no such entry, or more than one, or no other; or it cannot be told whether it is the one that is meant.
         KeyAccessError: No KEK opens the release.
         VerificationError, StoreError: As `add_recipients`.
     """
 
     def edit(manifest: Manifest, entries: list[Recipient], change: Change) -> list[Recipient]:
-        found = [entry for entry in entries if is_meant(entry) and label in (None, entry.label)]
+        found = [entry for entry in _find(entries, meant, named, manifest) if label in (None, entry.label)]
         if not found:
             raise ConfigError(f"{named} is no recipient: `modelfs recipients` lists those that are")
         labels = {entry.label for entry in found}
@@ -153,7 +160,9 @@ def rewrap(subject: Subject, providers: Sequence[KeyProvider]) -> Change:
                 try:
                     if place in places[:MAX_UNWRAP_TRIES]:
                         made = provider.rewrap_key(entries[place], context, agrees)
-                except EntryRefusedError as exc:
+                except (EntryRefusedError, KeyDeniedError) as exc:
+                    if isinstance(exc, KeyDeniedError) and provider.is_certain(entries[place]):
+                        raise
                     faults[place] = str(exc)
                 if made is not None:
                     fresh[place] = now[place] = made
@@ -184,6 +193,21 @@ def _change(subject: Subject, edit: Callable[[Manifest, list[Recipient], Change]
     return change
 
 
+def _find(entries: list[Recipient], meant: KeyProvider | None, named: str, manifest: Manifest) -> list[Recipient]:
+    """Entries of one KEK and no other. Which of them an alias names, the service says by opening them; else nobody knows."""
+    listed = [entry for entry in entries if entry.name == named]
+    if listed or meant is None:
+        return listed
+    possible = [entry for entry in entries if meant.is_recipient(entry)]
+    found = [entry for entry in possible if meant.is_certain(entry) or _opens(meant, [entry], manifest)]
+    if possible and not found:
+        raise ConfigError(
+            f"{named} opens none of {', '.join(sorted({entry.name for entry in possible}))}, and an alias may name any of these entries: "
+            "give the ARN as `modelfs recipients` lists it"
+        )
+    return found
+
+
 def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], manifest: Manifest) -> None:
     """Anybody can write an entry that claims a KEK: it is no recipient before it opens."""
     for provider in providers:
@@ -193,7 +217,8 @@ def _check_claims(providers: Sequence[KeyProvider], entries: list[Recipient], ma
             raise
         except KeyAccessError as exc:
             advice = "remove it first" if provider.is_name_global else "if it is another Vault's key, tell this one apart by a --label"
-            raise ConfigError(f"an entry claims the KEK {provider.describe()}, and does not open: {exc}; {advice}") from None
+            claimed = next((entry.name for entry in entries if provider.is_recipient(entry)), provider.describe())
+            raise ConfigError(f"an entry claims the KEK {claimed}, and does not open: {exc}; {advice}") from None
 
 
 def _opens(provider: KeyProvider, entries: list[Recipient], manifest: Manifest) -> bool:

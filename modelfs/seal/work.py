@@ -15,6 +15,7 @@ from modelfs.format.keysfile import KeysFile, keys_file, wrapping_context
 from modelfs.format.limits import FORMAT
 from modelfs.format.manifest import DigestName, Plan
 from modelfs.keys.interface import KeyProvider
+from modelfs.keys.several import wrap_for_all
 from modelfs.seal import journal
 from modelfs.seal.encrypt import Entropy, SealPass
 from modelfs.store.local import Store
@@ -81,8 +82,7 @@ def begin_work(store: Store, wanted: Wanted, providers: Sequence[KeyProvider], s
 
 
 def _wrap(dek: bytes, model: str, key_id: str, providers: Sequence[KeyProvider]) -> KeysFile:
-    context = wrapping_context(model, key_id)
-    return keys_file([provider.wrap_key(dek, context) for provider in providers])
+    return keys_file(wrap_for_all(providers, dek, wrapping_context(model, key_id)))
 
 
 @contextmanager
