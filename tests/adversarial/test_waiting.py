@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from modelfs.crypto.digests import new_hasher
 from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
 from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload
 from modelfs.errors import (
@@ -23,10 +24,12 @@ from modelfs.errors import (
     VerificationError,
 )
 from modelfs.format.envelope import serialize_envelope
+from modelfs.format.index import FileEntry
 from modelfs.format.limits import MAX_MANIFEST_SIZE
 from modelfs.format.manifest import MANIFEST_TYPE
 from modelfs.seal import releasing
 from modelfs.seal.countersign import SignReport, SignRequest, Waiting, sign_waiting
+from modelfs.seal.encrypt import FinishedBlob
 from modelfs.seal.retention import collect_garbage
 from modelfs.seal.work import Surroundings
 from modelfs.store.local import Store
@@ -383,6 +386,31 @@ def test_moving_to_two_signatures_by_a_rotation(scene: Scene, keys_dir: KeySet) 
     report = rotate(keys_dir, scene.path, release=3, trusted=scene.trusted, pending=True)
     assert report is not None
     assert report.notes == []
+
+
+def test_one_stolen_key_does_not_bring_its_content_under_two_signatures(
+    scene: Scene, keys_dir: KeySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thief publishes a release whose index says of his bytes that they are the right file: reused, both would sign them."""
+    right, wrong = scene.plain["a"], b"bad" * 5000
+    digest = new_hasher("blake3")
+    digest.update(right)
+    (scene.source / "a").write_bytes(wrong)
+    with Store(scene.path) as store, store.writer_lock():
+        collect_garbage(store, 2, discard_pending=True)
+    really = releasing._file_entry
+
+    def lie(blob: FinishedBlob) -> FileEntry:
+        entry = really(blob)
+        return entry.model_copy(update={"digest": digest.digest().hex()}) if entry.path == "a" else entry
+
+    monkeypatch.setattr(releasing, "_file_entry", lie)
+    seal(keys_dir, scene.source, scene.path, release=2, trusted=scene.any_of)
+    monkeypatch.undo()
+    (scene.source / "a").write_bytes(right)
+    seal(keys_dir, scene.source, scene.path, release=3, trusted=scene.trusted, signing=scene.directory / "second.pem", pending=True)
+    assert scene.sign("publisher").is_published
+    assert scene.sealed.read() == scene.plain
 
 
 def test_no_trusted_key_is_still_too_few(scene: Scene, keys_dir: KeySet) -> None:
