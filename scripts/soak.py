@@ -67,7 +67,7 @@ class Summary:
     @property
     def passed(self) -> bool:
         """Whether all was as it must be."""
-        return not (self.wrong or self.unexpected or self.failures) and self.reads > 0
+        return not (self.wrong or self.unexpected or self.failures) and self.reads > 0 and sum(self.events.values()) > 0
 
     def text(self) -> str:
         """For a person."""
@@ -424,6 +424,13 @@ def main() -> int:
     parser.add_argument("--readers", type=int, default=6, metavar="N", help="how many, a third each buffered, direct and mapped [6]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there too")
     arguments = parser.parse_args()
+    if not 0 < arguments.minutes <= 60 * 24 * 30:
+        parser.error("--minutes is more than 0 and at most a month")
+    if arguments.json is not None:  # now, and not after hours
+        try:
+            arguments.json.write_text("")
+        except OSError as exc:
+            parser.error(f"cannot write {arguments.json}: {exc.strerror}")
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         print("soak: needs root and /dev/fuse", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import typer
 from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
-from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, waits
+from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, look_command, waits
 from modelfs.cli.stopping import interrupted, stop_on_signals
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
 from modelfs.crypto.signatures import load_trusted_keys
@@ -98,6 +98,7 @@ def seal(
         expires=parse_expiry(expires, now) if expires else None,
         trusted=load_trusted_keys(trust, threshold) if trust else None,
         is_pending=pending,
+        look=look_command(destination, model, trust, threshold, sign_key),
     )
     check_threshold(threshold, pending)
     _check_apart(source, destination)
@@ -118,7 +119,7 @@ def seal(
             f"({report.encrypted} encrypted, {report.reused} unchanged, {report.resumed} finished earlier) in {destination}"
         )
         if pending:
-            typer.echo(waits(destination))
+            typer.echo(waits(request.look))
 
 
 def verify(sealed: Sealed, trust: Trust, threshold: Threshold = 1, json: Json = False) -> None:

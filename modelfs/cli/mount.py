@@ -27,6 +27,7 @@ from modelfs.cli.values import (
     parse_workers,
 )
 from modelfs.control.notify import Notifier
+from modelfs.control.socket import canonical_mountpoint
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, MountError
 
@@ -115,6 +116,11 @@ def mount(
         lease=parse_lease(renew_every, ttl, proof_timeout),
     )
 
+    path = (log or state / f"{name}.log").absolute()
+    _check_apart(state.absolute() / name, "--state-dir", mountpoint)
+    if log is not None or not foreground:
+        _check_apart(path, "--log", mountpoint)
+
     def announce(facts: dict[str, Any]) -> None:
         if json:
             print_json(facts)
@@ -145,5 +151,10 @@ def mount(
         if proof["reason"].startswith("revoked"):
             raise KeyDeniedError(f"{proof['mountpoint']} was unmounted, because access to the key has been {proof['reason']}")
         return
-    path = (log or state / f"{name}.log").absolute()
     daemonise(run, announce, path, level)
+
+
+def _check_apart(path: Path, option: str, mountpoint: Path) -> None:
+    """What is written at the mountpoint would make it a directory that is not empty, and the mount would hide it."""
+    if Path(os.path.realpath(path.parent)).is_relative_to(canonical_mountpoint(mountpoint)):
+        raise ConfigError(f"{path} lies where the model is to be mounted: name another place with {option}")

@@ -9,7 +9,7 @@ import typer
 from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import LateBar, format_size, note, print_json
-from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, waits
+from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, look_command, waits
 from modelfs.cli.stopping import interrupted, stop_on_signals
 from modelfs.cli.values import check_release, parse_model
 from modelfs.crypto.signatures import load_trusted_keys
@@ -61,7 +61,8 @@ def rotate(
     settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
     providers = open_keks(kek, settings)
     signer = open_signer(sign_key, settings, providers, pin_file)
-    request = RotateRequest(parse_model(model), check_release(release), providers, signer, trusted, pending)
+    look = look_command(sealed, model, trust, threshold, sign_key)
+    request = RotateRequest(parse_model(model), check_release(release), providers, signer, trusted, pending, look)
     costs: list[Cost] = []
 
     with LateBar("rotating") as bar:
@@ -93,7 +94,7 @@ def rotate(
         f"({report.encrypted} encrypted anew, {report.resumed} finished earlier) in {sealed}"
     )
     if pending:
-        typer.echo(waits(sealed))
+        typer.echo(waits(look))
     else:
         typer.echo(f"the old keys open release {report.old_release} until `modelfs gc {sealed} --keep 1` has removed it")
 

@@ -1,6 +1,7 @@
 """`modelfs sign`, and what seal, rotate and sign have in common: the signing key, and a release that waits for more signatures."""
 
 import re
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,9 +40,17 @@ def check_threshold(threshold: int, pending: bool) -> None:
         )
 
 
-def waits(sealed: Path) -> str:
+def look_command(sealed: Path, model: str, trust: list[Path], threshold: int, sign_key: str) -> str:
+    """The command that shows a release that waits, to be typed as it is if there is `trust`, or a public key beside `sign_key`."""
+    beside = Path(f"{sign_key}.pub")
+    keys = trust or [beside if beside.is_file() else Path("PUBLISHER.pub")]
+    words = ["modelfs", "sign", str(sealed), "--model", model, *(word for key in keys for word in ("--trust", str(key)))]
+    return shlex.join([*words, "--threshold", str(threshold)] if threshold > 1 else words)
+
+
+def waits(look: str) -> str:
     """What to do with a release that waits."""
-    return f"it waits for signatures: look at it with `modelfs sign {sealed}`, sign it with --sign-key"
+    return f"it waits for signatures: look at it with `{look}`, sign it with the same and --sign-key"
 
 
 def register(app: typer.Typer) -> None:

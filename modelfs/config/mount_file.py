@@ -88,6 +88,7 @@ def read_mount_file(path: Path) -> MountFile:
         raise ConfigError(f"the configuration {path} is nested too deeply: it is another kind of file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"the configuration {path} is no TOML: {exc}") from None
+    _check_text(path, fields, "")
     _check_keys(path, fields, "", list(MountFile.model_fields))
     _check_vault(path, _table(fields, "vault"), "vault.")
     for table in _kek_tables(fields):
@@ -97,6 +98,18 @@ def read_mount_file(path: Path) -> MountFile:
         return MountFile.model_validate(_resolve(fields, path.absolute().parent))
     except ValidationError as exc:
         raise ConfigError(f"the configuration {path} is wrong: {first_problem(exc)}") from None
+
+
+def _check_text(path: Path, value: Any, key: str) -> None:
+    """TOML may write NUL; no path, name or URI has one, and the system's calls take none."""
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"the configuration {path} has a NUL character in {key!r}: take it out")
+    if isinstance(value, list):
+        for each in value:
+            _check_text(path, each, key)
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check_text(path, each, f"{key}.{name}".lstrip("."))
 
 
 def _table(fields: dict[str, Any], key: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -195,6 +196,11 @@ class Prover:
                 answer = Answer(Verdict.DENIED, reason=str(exc), error=type(exc).__name__)
             except ModelfsError as exc:
                 answer = Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
+            except Exception as exc:
+                # Without its text, which could quote a key. Not KeyServiceError: nobody should wait for a bug to go away.
+                frame = traceback.extract_tb(exc.__traceback__)[-1]
+                logger.error("a bug in a proof: %s in %s, line %s", type(exc).__name__, frame.filename, frame.lineno)
+                answer = Answer(Verdict.NO_ANSWER, reason="the proof failed by a bug: report it with the log", error="ModelfsError")
             logger.debug("proof: %s", answer)
             os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
             return 0

@@ -35,6 +35,7 @@ ANSWERS: dict[str, tuple[Kind, str]] = {
     "IncorrectKeyException": (Kind.ENTRY, "it was wrapped by another key: does the alias still name the one that wrapped it?"),
     "IncorrectKeyMaterialException": (Kind.ENTRY, "it was wrapped by other key material"),
     "InvalidKeyUsageException": (Kind.ENTRY, "the key is not one for symmetric encryption"),
+    "UnsupportedOperationException": (Kind.ENTRY, "the key is of another kind"),
     "ExpiredTokenException": (Kind.OUTAGE, "the temporary credentials have ended and were not renewed"),
     "ExpiredToken": (Kind.OUTAGE, "the temporary credentials have ended and were not renewed"),
     "InvalidSignatureException": (Kind.OUTAGE, "the request's signature does not count: see that the clock and the secret key are right"),

@@ -17,7 +17,7 @@ from modelfs.keys.aws_api import AwsConnection
 from modelfs.keys.aws_reference import parse_reference
 from modelfs.keys.signer_options import SignerOptions
 
-_NOT_FOR_SIGNING = frozenset({"InvalidKeyUsageException", "UnsupportedOperationException", "ValidationException"})
+_NOT_FOR_SIGNING = frozenset({"InvalidKeyUsageException", "UnsupportedOperationException"})
 
 
 class KmsSigner(AWSSigner):

@@ -11,17 +11,19 @@ from typing import Any
 
 from modelfs.crypto.signatures import TrustedKeys
 from modelfs.crypto.signing import Signer, add_signature
-from modelfs.errors import BlobNotFoundError, ConfigError, FormatError, StoreError, VerificationError
+from modelfs.errors import ConfigError, FormatError, StoreError, VerificationError
 from modelfs.format.envelope import parse_envelope, serialize_envelope
 from modelfs.format.limits import MAX_MANIFEST_SIZE
 from modelfs.format.manifest import MANIFEST_TYPE, Manifest
 from modelfs.reader.verify import Fault, verify_store
 from modelfs.seal.growth import EVER, previous_release
 from modelfs.seal.releasing import publish, tidy
-from modelfs.seal.waiting import WAITING
+from modelfs.seal.waiting import WAITING, read_waiting, way_out
 from modelfs.seal.work import Surroundings
 from modelfs.store.local import MANIFEST, Store
 from modelfs.trust.release import VerifiedRelease, read_keys, verify_release
+
+_EARLY = f"{MANIFEST} was this release already, with too few signatures: somebody put it there before it was released"
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,11 @@ def sign_waiting(path: Path, request: SignRequest, around: Surroundings, show: C
 
 def _sign(store: Store, request: SignRequest, around: Surroundings, show: Callable[[Waiting], None]) -> SignReport:
     any_of = TrustedKeys(request.trusted.keys, 1)
-    try:
-        data = store.read_file(WAITING, MAX_MANIFEST_SIZE)
-    except BlobNotFoundError:
-        raise _nothing_waits(store) from None
-    release = verify_release(data, any_of, model=request.model, now=around.now, what=WAITING)
+    data = read_waiting(store)
+    if data is None:
+        raise _nothing_waits(store)
+    with way_out():
+        release = verify_release(data, any_of, model=request.model, now=around.now, what=WAITING)
     manifest = release.manifest
     if request.payload_digest is not None and request.payload_digest != release.payload_digest:
         raise VerificationError(
@@ -123,7 +125,7 @@ def _sign(store: Store, request: SignRequest, around: Surroundings, show: Callab
     published = _published(store, release, request.trusted)
     if published is not None:
         return published
-    previous = previous_release(store, any_of, request.model, manifest.release)
+    previous = previous_release(store, request.trusted, request.model, manifest.release, release.payload_digest)
     show(
         Waiting(
             manifest,
@@ -148,7 +150,8 @@ def _sign(store: Store, request: SignRequest, around: Surroundings, show: Callab
     if len(signed_by) < request.trusted.threshold:
         store.write_file(WAITING, envelope)
         return SignReport(is_new, False, signed_by)
-    return SignReport(is_new, True, signed_by, publish(store, envelope, manifest.release))
+    notes = [_EARLY] if previous is not None and previous.payload_digest == release.payload_digest else []
+    return SignReport(is_new, True, signed_by, [*notes, *publish(store, envelope, manifest.release)])
 
 
 def _published(store: Store, waiting: VerifiedRelease, trusted: TrustedKeys) -> SignReport | None:

@@ -44,6 +44,8 @@ class SealRequest:
     """Needed when the destination holds a release already."""
     is_pending: bool = False
     """Leave the release waiting for more signatures."""
+    look: str = "modelfs sign"
+    """The command that shows a release that waits, for messages."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ def seal_model(tree: SourceTree, destination: Path, request: SealRequest, around
         raise ConfigError(f"{destination} is not empty and holds no sealed model: choose an empty directory")
     with Store(destination) as store, store.writer_lock():
         previous = previous_release(store, request.trusted, request.model, request.release)
-        refuse_waiting(store)
+        refuse_waiting(store, request.look)
         store.make_directories(*DIRECTORIES)
         return _seal(store, tree, request, around, previous)
 
@@ -101,7 +103,7 @@ def _seal(store: Store, tree: SourceTree, request: SealRequest, around: Surround
     )
     remove_unnamed_blobs(store, list(kept_manifests(store).values()))
     with workers(store, wanted, around) as (seal, files):
-        earlier = _earlier(store, previous, request.providers, seal, report.notes)
+        earlier = _earlier(store, previous, request, seal, report.notes)
 
         def make(source: SourceFile) -> Made:
             reused = reuse_blob(seal, earlier, source) if earlier else None
@@ -121,12 +123,16 @@ def _seal(store: Store, tree: SourceTree, request: SealRequest, around: Surround
     return report
 
 
-def _earlier(
-    store: Store, previous: VerifiedRelease | None, providers: Sequence[KeyProvider], seal: SealPass, notes: list[str]
-) -> EarlierBlobs | None:
-    if previous is None:
+def _earlier(store: Store, previous: VerifiedRelease | None, request: SealRequest, seal: SealPass, notes: list[str]) -> EarlierBlobs | None:
+    if previous is None or request.trusted is None:
         return None
-    found = earlier_blobs(store, previous, providers, seal)
+    # Which digest a blob has is the word of who signed it. With one of two keys, a thief would have the other sign his content.
+    signed, demanded = len(previous.signed_by), request.trusted.threshold
+    found = (
+        earlier_blobs(store, previous, request.providers, seal)
+        if signed >= demanded
+        else f"{signed} of the trusted keys signed it, and {demanded} are demanded"
+    )
     if isinstance(found, str):
         notes.append(f"no blob of release {previous.manifest.release} is reused: {found}")
         return None

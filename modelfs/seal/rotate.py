@@ -42,6 +42,8 @@ class RotateRequest:
     trusted: TrustedKeys
     is_pending: bool = False
     """Leave the release waiting for more signatures."""
+    look: str = "modelfs sign"
+    """The command that shows a release that waits, for messages."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def rotate_model(
             if previous is None:
                 raise RuntimeError("there is a manifest")
             check_expiry(previous.manifest, around.now)
-            refuse_waiting(store)
+            refuse_waiting(store, request.look)
             return _Rotation(store, request, around, previous).run(tell)
 
 
@@ -131,6 +133,12 @@ class _Rotation:
     def run(self, tell: Callable[[Cost], bool]) -> RotateReport | None:
         store, request, around, old = self._store, self._request, self._around, self._previous.manifest
         report = RotateReport(old.model, request.release, old.release, len(self._sources))
+        signed, demanded = len(self._previous.signed_by), request.trusted.threshold
+        if signed < demanded:
+            report.notes.append(
+                f"{signed} of the trusted keys signed release {old.release}, and {demanded} are demanded: "
+                f"who signs release {request.release} vouches for what was in it"
+            )
         pending = resume_work(store, self._wanted, request.providers, request.signer, self._previous, report.notes)
         cost = self._cost(pending)
         report.bytes = cost.plaintext_bytes

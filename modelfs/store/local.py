@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -271,6 +272,9 @@ class Store:
                 os.unlink(base, dir_fd=directory)
         except FileNotFoundError:
             pass
+        except IsADirectoryError:
+            path = shlex.quote(str(self.root / name))
+            raise StoreError(f"{name} in {self.root} is a directory, which modelfs never makes: remove it with `rm -r {path}`") from None
         except OSError as exc:
             raise store_error(f"remove {name} in {self.root}", exc) from exc
 

@@ -10,13 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from modelfs.crypto.digests import new_hasher
 from modelfs.crypto.signatures import TrustedKeys, load_trusted_keys
 from modelfs.crypto.signing import generate_signing_key, load_signer, sign_payload
-from modelfs.errors import ConfigError, ExpiredError, FormatError, ModelfsError, RollbackError, SignatureError, VerificationError
+from modelfs.errors import (
+    ConfigError,
+    ExpiredError,
+    FormatError,
+    ModelfsError,
+    RollbackError,
+    SignatureError,
+    StoreError,
+    VerificationError,
+)
 from modelfs.format.envelope import serialize_envelope
+from modelfs.format.index import FileEntry
+from modelfs.format.limits import MAX_MANIFEST_SIZE
 from modelfs.format.manifest import MANIFEST_TYPE
 from modelfs.seal import releasing
 from modelfs.seal.countersign import SignReport, SignRequest, Waiting, sign_waiting
+from modelfs.seal.encrypt import FinishedBlob
 from modelfs.seal.retention import collect_garbage
 from modelfs.seal.work import Surroundings
 from modelfs.store.local import Store
@@ -347,6 +360,151 @@ def test_first_release_by_two(keys_dir: KeySet, tmp_path: Path) -> None:
     request = SignRequest(MODEL, trusted, load_signer(tmp_path / "second.pem"))
     assert sign_waiting(tmp_path / "sealed", request, Surroundings(NOW), lambda _: None).is_published
     assert Sealed(tmp_path / "sealed", source, keys_dir).read() == FILES
+
+
+def test_moving_to_two_signatures(scene: Scene, keys_dir: KeySet) -> None:
+    """What one person has published is followed by what two are to sign. His key alone vouches for its number, not for its blobs."""
+    with Store(scene.path) as store, store.writer_lock():
+        collect_garbage(store, 2, discard_pending=True)
+    report = seal(keys_dir, scene.source, scene.path, release=2, trusted=scene.trusted, pending=True)
+    assert (report.encrypted, report.reused) == (3, 0)
+    assert report.notes == ["no blob of release 1 is reused: 1 of the trusted keys signed it, and 2 are demanded"]
+    assert scene.sign("second.pem").is_published
+    assert scene.sealed.read() == scene.plain
+    report = seal(keys_dir, scene.source, scene.path, release=3, trusted=scene.trusted, pending=True)
+    assert (report.encrypted, report.reused, report.notes) == (0, 3, [])
+
+
+def test_moving_to_two_signatures_by_a_rotation(scene: Scene, keys_dir: KeySet) -> None:
+    with Store(scene.path) as store, store.writer_lock():
+        collect_garbage(store, 2, discard_pending=True)
+    report = rotate(keys_dir, scene.path, release=2, trusted=scene.trusted, pending=True)
+    assert report is not None
+    assert report.notes == ["1 of the trusted keys signed release 1, and 2 are demanded: who signs release 2 vouches for what was in it"]
+    assert scene.sign("second.pem").is_published
+    assert scene.sealed.read() == FILES
+    report = rotate(keys_dir, scene.path, release=3, trusted=scene.trusted, pending=True)
+    assert report is not None
+    assert report.notes == []
+
+
+def test_one_stolen_key_does_not_bring_its_content_under_two_signatures(
+    scene: Scene, keys_dir: KeySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thief publishes a release whose index says of his bytes that they are the right file: reused, both would sign them."""
+    right, wrong = scene.plain["a"], b"bad" * 5000
+    digest = new_hasher("blake3")
+    digest.update(right)
+    (scene.source / "a").write_bytes(wrong)
+    with Store(scene.path) as store, store.writer_lock():
+        collect_garbage(store, 2, discard_pending=True)
+    really = releasing._file_entry
+
+    def lie(blob: FinishedBlob) -> FileEntry:
+        entry = really(blob)
+        return entry.model_copy(update={"digest": digest.digest().hex()}) if entry.path == "a" else entry
+
+    monkeypatch.setattr(releasing, "_file_entry", lie)
+    seal(keys_dir, scene.source, scene.path, release=2, trusted=scene.any_of)
+    monkeypatch.undo()
+    (scene.source / "a").write_bytes(right)
+    seal(keys_dir, scene.source, scene.path, release=3, trusted=scene.trusted, signing=scene.directory / "second.pem", pending=True)
+    assert scene.sign("publisher").is_published
+    assert scene.sealed.read() == scene.plain
+
+
+def test_no_trusted_key_is_still_too_few(scene: Scene, keys_dir: KeySet) -> None:
+    trusted = load_trusted_keys([scene.directory / "second.pem.pub", scene.directory / "third.pem.pub"], 2)
+    with pytest.raises(SignatureError, match=r"manifest\.json is signed by 0 of the trusted keys and needs 1"):
+        seal(keys_dir, scene.source, scene.path, release=3, trusted=trusted, pending=True)
+    with pytest.raises(SignatureError, match=r"manifest\.json is signed by 0 of the trusted keys and needs 1"):
+        rotate(keys_dir, scene.path, release=3, trusted=trusted, pending=True)
+
+
+@pytest.mark.parametrize("names", [["manifest.json"], ["manifests/2.json"], ["manifest.json", "manifests/2.json"]])
+def test_what_waits_copied_over_what_is_published(scene: Scene, names: list[str]) -> None:
+    """The storage publishes it with one signature: no host takes it, and the second person can still sign."""
+    for name in names:
+        shutil.copyfile(scene.waiting, scene.path / name)
+    if "manifest.json" in names:
+        with Store(scene.path) as store, pytest.raises(SignatureError, match="by 1 of the trusted keys and needs 2"):
+            published(store, scene.trusted)
+    three = TrustedKeys(scene.trusted.keys, 3)
+    assert not scene.sign("second.pem", three).is_published
+    report = scene.sign("third.pem", three)
+    assert report.is_published
+    early = "manifest.json was this release already, with too few signatures: somebody put it there before it was released"
+    assert report.notes == ([early] if "manifest.json" in names else [])
+    with Store(scene.path) as store:
+        assert len(published(store, three).signed_by) == 3
+    assert (scene.path / "manifests/2.json").read_bytes() == (scene.path / "manifest.json").read_bytes()
+    assert scene.sealed.read() == scene.plain
+    assert not (scene.path / "pending").exists()
+
+
+def test_a_first_release_copied_over_what_is_published(scene: Scene, keys_dir: KeySet, tmp_path: Path) -> None:
+    scene.path = tmp_path / "first"
+    seal(keys_dir, scene.source, scene.path, pending=True)
+    shutil.copyfile(scene.waiting, scene.path / "manifests/1.json")
+    assert scene.sign("second.pem").is_published
+
+
+def test_another_release_of_the_same_number_does_not_grow(scene: Scene, keys_dir: KeySet) -> None:
+    """What is published has to be the very payload that waits; a half-signed other one still counts."""
+    other = scene.directory / "other"
+    seal(keys_dir, scene.source, other, release=2)
+    for name in ("manifest.json", "manifests/2.json"):
+        before = (scene.path / name).read_bytes() if (scene.path / name).exists() else None
+        shutil.copyfile(other / "manifest.json", scene.path / name)
+        scene.refuses(RollbackError, "release 2 does not grow")
+        (scene.path / name).write_bytes(before) if before else (scene.path / name).unlink()
+    assert scene.sign("second.pem").is_published
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "x").touch()
+
+
+JUNK: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda path: path.write_bytes(b"\xff\x00\n" * 100),
+    "too long": lambda path: os.truncate(os.open(path, os.O_WRONLY | os.O_CREAT), MAX_MANIFEST_SIZE + 1),
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a pipe": lambda path: os.mkfifo(path),
+    "an empty directory": lambda path: path.mkdir(),
+    "a directory": make_directory,
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_that_waits(scene: Scene, keys_dir: KeySet, junk: str) -> None:
+    """Every command says what is there and how to be rid of it, in one sentence, and then it is gone."""
+    scene.waiting.unlink()
+    JUNK[junk](scene.waiting)
+    before = sorted(os.listdir(scene.path / "blobs"))
+
+    def collect() -> None:
+        with Store(scene.path) as store, store.writer_lock():
+            collect_garbage(store, 2)
+
+    for call in (
+        lambda: scene.sign("second.pem"),
+        lambda: seal(keys_dir, scene.source, scene.path, release=3, trusted=scene.any_of),
+        lambda: rotate(keys_dir, scene.path, release=3, trusted=scene.any_of),
+        collect,
+    ):
+        with pytest.raises(ModelfsError, match=r"pending/manifest\.json.*`modelfs gc --discard-pending`") as caught:
+            call()
+        assert str(caught.value).isprintable()
+    assert sorted(os.listdir(scene.path / "blobs")) == before
+    with Store(scene.path) as store, store.writer_lock():
+        if "directory" in junk:
+            with pytest.raises(StoreError, match=r"pending/manifest\.json .* is a directory.*`rm -r .*/pending/manifest\.json`") as caught:
+                collect_garbage(store, 2, discard_pending=True)
+            shutil.rmtree(scene.waiting)
+        assert collect_garbage(store, 2, discard_pending=True).blobs == 2
+    assert scene.sealed.faults() == []
+    seal(keys_dir, scene.source, scene.path, release=3, trusted=scene.any_of)
 
 
 def test_nothing_waits(keys_dir: KeySet, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def asked(impostor: Impostor) -> dict[str, list[tuple[str, dict[str, str]]]]:
 
 
 def test_there_are_policies() -> None:
-    assert {path.stem for path in FILES} == {"aws-host", "aws-key", "aws-publisher", "aws-publisher-reuse"}
+    assert {path.stem for path in FILES} == {"aws-host", "aws-key", "aws-publisher", "aws-publisher-reuse", "aws-signer"}
 
 
 WHO = ["aws-host", "aws-publisher", "aws-publisher-reuse"]
@@ -136,6 +136,14 @@ def test_what_the_code_asks_is_allowed_and_nothing_else(asked: dict[str, list[tu
     assert named == actions, "a policy names an action that is never asked for, or a pattern"
 
 
+def test_a_signer_signs_with_its_own_key_and_does_nothing_else() -> None:
+    statements = read(POLICIES / "aws-signer.json")
+    signing = KEY.replace("1234abcd-12ab", "5678abcd-12ab")
+    asked = [*ASKED, "kms:GetPublicKey"]
+    assert {action for action in asked if allows(statements, action, signing, {})} == {"kms:Sign", "kms:GetPublicKey"}
+    assert not any(allows(statements, action, KEY, {}) for action in asked)
+
+
 def test_a_host_unwraps_its_own_model_alone(asked: dict[str, list[tuple[str, dict[str, str]]]]) -> None:
     statements = read(POLICIES / "aws-host.json")
     [(action, context)] = asked["aws-host"]
@@ -150,10 +158,11 @@ def test_the_key_policy_gives_each_role_the_same(asked: dict[str, list[tuple[str
         return {action for action in ASKED if allows(statements, action, KEY, context, role)}
 
     assert allowed("modelfs-host") == {"kms:Decrypt"}
-    assert allowed("modelfs-publisher") == {action for who in WHO for action, _context in asked[who]}
+    for who in ("publisher", "publisher-reuse"):
+        assert allowed(f"modelfs-{who}") == {action for action, _context in asked[f"aws-{who}"]}
     assert allowed("modelfs-operator") == {"kms:DescribeKey", "kms:DisableKey", "kms:ScheduleKeyDeletion"}
     assert allowed("modelfs-stranger") == set()
-    for role in ("modelfs-host", "modelfs-publisher"):
+    for role in ("modelfs-host", "modelfs-publisher", "modelfs-publisher-reuse"):
         assert not any(allows(statements, action, KEY, {}, role) for action in ASKED)
     [administer] = [statement for statement in statements if statement["Sid"] == ADMINISTER]
     for action in ("kms:Decrypt", "kms:Encrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKey"):

@@ -1,6 +1,7 @@
 """`modelfs rotate`, `modelfs sign` and what `--pending` leaves: what they say, in text and in JSON, and how they refuse."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -74,8 +75,7 @@ def test_rotate_refuses(cli: Cli, sealed: Path, tmp_path: Path) -> None:
 
 
 def test_release_by_two(cli: Cli, source: Path, sealed: Path) -> None:
-    told = cli.seal(source, sealed, "--pending", release=2, trust=True).succeeds().out
-    assert f"it waits for signatures: look at it with `modelfs sign {sealed}`, sign it with --sign-key" in told
+    cli.seal(source, sealed, "--pending", release=2, trust=True).succeeds()
     assert "release 1 is whole" in cli.verify(sealed).out
     looked = sign(cli, sealed).succeeds().out
     assert "model:    demo release 2, which replaces 1" in looked
@@ -90,6 +90,39 @@ def test_release_by_two(cli: Cli, source: Path, sealed: Path) -> None:
     assert done.endswith("published: 2 of 2 signatures\n")
     assert "release 2 is whole" in cli.verify(sealed, "--trust", cli.keys.stranger_public, "--threshold", 2).out
     sign(cli, sealed, "--sign-key", cli.keys.signing).fails(2, "no release waits")
+
+
+HINT = re.compile(r"look at it with `modelfs ([^`]+)`")
+
+
+def type_hint(cli: Cli, text: str) -> Result:
+    """Run the command that a message tells to run, as a shell would."""
+    match = HINT.search(text)
+    assert match, text
+    return cli.run(*shlex.split(match[1]))
+
+
+def test_what_is_said_can_be_typed(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """And this is how a model moves from one signature to two."""
+    sealed = tmp_path / "it's a model"
+    both = ["--trust", cli.keys.stranger_public, "--threshold", 2]
+    cli.seal(source, sealed).succeeds()
+    told = rotate(cli, sealed, *both, "--pending")
+    assert told.code == 0
+    assert "(1 of 2)" in type_hint(cli, told.out).succeeds().out
+    for told in (rotate(cli, sealed, *both, "--pending", release=3), cli.seal(source, sealed, *both, "--pending", release=3, trust=True)):
+        told.fails(2, "a release waits", "--discard-pending")
+        assert "(1 of 2)" in type_hint(cli, told.err).succeeds().out
+    sign(cli, sealed, "--sign-key", cli.keys.stranger_signing).succeeds()
+    told = cli.seal(source, sealed, *both, "--pending", release=3, trust=True).succeeds()
+    assert "(0 encrypted, 2 unchanged" in told.out
+    assert "demo release 3, which replaces 2" in type_hint(cli, told.out).succeeds().out
+
+
+def test_what_a_first_seal_says_can_be_typed(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """Without --trust: the public key that lies beside the signing key."""
+    told = cli.seal(source, tmp_path / "sealed", "--pending").succeeds().out
+    assert "demo release 1, which replaces nothing" in type_hint(cli, told).succeeds().out
 
 
 def test_sign_in_json(cli: Cli, sealed: Path) -> None:

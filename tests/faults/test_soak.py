@@ -18,7 +18,7 @@ from tests.mount.conftest import wait_until
 
 def soak(tmp_path: Path, *options: object) -> "subprocess.Popen[str]":
     env = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'scripts'}{os.pathsep}{REPOSITORY}", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, REPOSITORY / "scripts" / "soak.py", *options, "--json", tmp_path / "summary.json"]
+    command = [sys.executable, REPOSITORY / "scripts" / "soak.py", "--json", tmp_path / "summary.json", *options]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
@@ -69,3 +69,12 @@ def test_refusals(tmp_path: Path, options: list[str]) -> None:
     process = soak(tmp_path, *options)
     assert process.wait(60) == 2
     process.communicate()
+
+
+@pytest.mark.parametrize("arguments", [("--minutes", 0), ("--minutes", -1), ("--minutes", "nan"), ("--json", "/nowhere/summary")])
+def test_what_cannot_be_soaked_is_refused_at_once(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    process = soak(tmp_path, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, out + err
+    assert "Traceback" not in err
+    assert "passed" not in out

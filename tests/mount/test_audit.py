@@ -56,6 +56,15 @@ def test_an_audit_log_below_the_mountpoint_is_refused(sealed: SealedBuilder, tmp
     (tmp_path / "mnt").mkdir()
     done = modelfs(*mount_command(model, tmp_path / "mnt", tmp_path / "state", "--audit", tmp_path / "mnt" / "audit"))
     assert (done.returncode, "lies where the model is to be mounted" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(("option", "inside"), [("--log", "x.log"), ("--state-dir", "state")])
+def test_nothing_else_is_written_below_the_mountpoint_either(sealed: SealedBuilder, tmp_path: Path, option: str, inside: str) -> None:
+    model, mountpoint = sealed({"model.bin": b"weights"}), tmp_path / "mnt"
+    mountpoint.mkdir()
+    done = modelfs(*mount_command(model, mountpoint, tmp_path / "state", option, mountpoint / inside))
+    assert (done.returncode, f"name another place with {option}" in done.stderr) == (2, True), done.stderr
+    assert list(mountpoint.iterdir()) == [], "the next try would be told that it is not empty"
     assert os.listdir(tmp_path / "mnt") == []
 
 

@@ -286,3 +286,14 @@ def test_what_is_wrong_with_a_kek_is_named(tmp_path: Path, text: str, says: str)
     assert says in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ['mountpoint = "no\\u0000mnt"', 'kek = "file:k\\u0000ek"', 'kek = [{uri = "file:\\u0000"}]', 'trust = ["a", "\\u0000"]']
+)
+def test_a_nul_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(line + "\n")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"has a NUL character in '(mountpoint|kek|kek\.uri|trust)'"):
+        read_mount_file(path)
