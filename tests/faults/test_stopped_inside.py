@@ -88,7 +88,7 @@ def test_unmount(readers: Readers, at_child: int) -> None:
     stopped_at = stopper.finish()
     died_at = dead_at(toucher, 1)
     print(
-        f"unmount: mapped plaintext ended {died_at - stopped_at:.2f} s after the stop at the latest, unmount {returned_at - stopped_at:.2f} s"
+        f"unmount: mapped plaintext gone {died_at - stopped_at:.2f} s after the stop at the latest, answer {returned_at - stopped_at:.2f} s"
     )
     assert died_at - stopped_at < BOUND_SECONDS
     assert returned_at - stopped_at < BOUND_SECONDS
