@@ -73,6 +73,8 @@ def _describe(answer: dict[str, Any]) -> Iterator[str]:
     )
     if answer.get("crash_loop"):  # an older daemon says nothing of it
         yield "  crash loop: workers die as fast as they are started, which is once a second now: see the log"
+    if answer.get("ending"):
+        yield f"  ending: {answer['ending']}"
     if answer["last_error"]:
         yield f"  last error: {answer['last_error']}"
     if answer["passed_over"]:
@@ -87,11 +89,22 @@ def unmount(mountpoint: Mountpoint, config: Config = None, json: Json = False) -
     """End access at once, open files and mappings included, and print the proof."""
     path = _find_socket(mountpoint)
     try:
-        request(path, {"do": "status"}, ANSWER_SECONDS)  # whether it answers at all
-        answer = request(path, {"do": "unmount"}, 60 + ANSWER_SECONDS, wait_for_end=True)
+        answer = request(path, {"do": "unmount"}, _patience(path, "unmount_s"), wait_for_end=True)
     except NotAnsweringError as exc:
         _end_silent(mountpoint, exc.pid)
     print_proof(answer["proof"], json)
+    if answer.get("warden_lost"):  # an older daemon says so otherwise
+        raise MountLostError(
+            "the warden died or did not answer while unmounting: control took the mount down, and the proof is clean; keep its log"
+        )
+
+
+def _patience(path: Path, what: str) -> float:
+    """Seconds to wait for what takes longer the more files a model has; NotAnsweringError if the control process does not answer at all.
+
+    Twice, because control begins anew when the warden dies in the middle.
+    """
+    return 20 + 2 * float(request(path, {"do": "status"}, ANSWER_SECONDS).get(what, 0))
 
 
 def _end_silent(mountpoint: Path, pid: int) -> NoReturn:
@@ -125,7 +138,8 @@ def _find_socket(mountpoint: Path) -> Path:
 
 def lock(mountpoint: Mountpoint, json: Json = False) -> None:
     """Pause: readers get an error, keys and cached plaintext go, the mount stays until `modelfs unlock`."""
-    _say(request(_find_socket(mountpoint), {"do": "lock"}, 30), json)
+    path = _find_socket(mountpoint)
+    _say(request(path, {"do": "lock"}, _patience(path, "unmount_s")), json)
 
 
 def unlock(mountpoint: Mountpoint, json: Json = False) -> None:

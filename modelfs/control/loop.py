@@ -21,15 +21,29 @@ from modelfs.control.notify import Notifier, Watchdog
 from modelfs.control.socket import Answer, serve
 from modelfs.errors import ConfigError
 
-PROOF_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 1.0
 """A warden that does not begin the unmount by then is ended, and control does it itself."""
 DARKEN_SECONDS = 5.0
 """The same for a warden that does not begin to darken a locked mount: only it could take the plaintext out of the page cache."""
+SILENCE_SECONDS = 3.0
+"""A warden at work, which says each second that it goes on, is ended when it has said nothing for so long."""
+DRAIN_SECONDS = 0.5
+"""For the last words of a warden that was ended. A child that it leaves, stuck in the kernel, may hold the channel open for longer."""
+TICK_SECONDS = 0.05
 LOCK_SECONDS = 20.0
+"""And as long as a darkening may take with this many files."""
 UNLOCK_SECONDS = 10.0
+MAX_REASON_BYTES = 2000
+"""Of a reason as the warden is told it: its packets are small."""
 
 logger = logging.getLogger(__name__)
+
+
+def _cut(reason: str) -> str:
+    """As much of a reason as is told the warden; how many bytes a character takes in JSON depends on it."""
+    while len(json.dumps(reason)) > MAX_REASON_BYTES:
+        reason = reason[: len(reason) * 3 // 4]
+    return reason
 
 
 _AUDITED: dict[Event, AuditKind] = {
@@ -68,6 +82,10 @@ class MountFacts:
     warden: int
     not_confined: list[str]
     """What of the confinement of these processes cannot be had, a sentence each."""
+    darken_s: float
+    """How long a darkening may take, with this many files."""
+    unmount_s: float
+    """The same of the unmount sequence. When the warden dies in it, control needs as much once more."""
 
 
 class ControlLoop:
@@ -98,8 +116,16 @@ class ControlLoop:
         self._deaths = 0
         self._is_crash_loop = False
         self._reason: str | None = None
+        self._said_ending: str | None = None
+        """Why the warden takes the mount down, as it says itself."""
         self._ending = trio.Event()
         self._ended = trio.Event()
+        self._gone = trio.Event()
+        self._works = 0
+        """How many darkenings and unmounts of the warden are being watched."""
+        self._heard = 0
+        """Messages of the warden."""
+        self._quiet_s = SILENCE_SECONDS
         self._clients = 0
         self._nursery: trio.Nursery | None = None
         self._was_dark = False
@@ -117,10 +143,23 @@ class ControlLoop:
         self._noted_kek = self._audited_kek = self.lease.kek
         self._note_kek()
         self.proof: dict[str, Any] | None = None
-        """The warden's proof; None if the warden died before it could give one."""
+        """Of the unmount: the warden's, or control's own if the warden died before it could give one."""
+        self.is_warden_lost = False
 
-    async def run(self, facts: MountFacts, server: socket.socket, ready: Callable[[], None]) -> None:
-        """Serve until the warden has given its proof or is gone; call `ready` as soon as signals and requests are heard."""
+    async def run(
+        self, facts: MountFacts, server: socket.socket, ready: Callable[[], None], take_down: Callable[[str], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Serve until the mount is gone.
+
+        Args:
+            facts: What `status` says.
+            server: The control socket.
+            ready: Called as soon as signals and requests are heard.
+            take_down: Ends what is left of the warden and runs the unmount sequence here; given the reason, returns the proof.
+
+        Returns:
+            The proof: the warden's, or that of `take_down`.
+        """
         self._facts = facts
         async with trio.open_nursery() as nursery:
             await nursery.start(self._receive_signals)
@@ -132,15 +171,22 @@ class ControlLoop:
             ready()
             self._notifier.ready(self._status_line())
             await self._ended.wait()
+            if self.proof is None:
+                self._fence.close(State.REVOKED)
+                self.lease.close()
+                self.is_warden_lost = True
+                self.proof = take_down(f"{self._reason}; the warden died" if self._reason else "the warden died")
+            self._gone.set()
             with trio.move_on_after(1):  # let waiting clients have their answer
                 while self._clients:
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
+        return self.proof
 
     @property
     def reason(self) -> str:
         """Why the mount ended, as far as control knows."""
-        return self._reason or (str(self.proof["reason"]) if self.proof else "the warden died")
+        return self._reason or str((self.proof or {}).get("reason", "the warden died"))
 
     async def _receive_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -162,9 +208,12 @@ class ControlLoop:
                 return
             message = json.loads(data)
             self._watchdog.answered()
-            if "busy_s" in message:
+            self._heard += 1
+            self._quiet_s = message.get("alive") or SILENCE_SECONDS
+            if "darkening" in message:
                 self._watchdog.busy(message["busy_s"])
-                self._lights_before_darkening = message["lights"]
+                self._lights_before_darkening = lights = message["darkening"]
+                self._watch_work(message["busy_s"], lambda lights=lights: self._lights_before_dark >= lights)  # type: ignore[misc]
             if "workers" in message:
                 self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
@@ -177,6 +226,8 @@ class ControlLoop:
             if "ending" in message:
                 self._ending.set()
                 self._notifier.stopping(f"unmounting: {message['ending']}")
+                self._said_ending = message["ending"]
+                self._watch_work(message["busy_s"], lambda: self.proof is not None)
             if "proof" in message:
                 self.proof = message["proof"]
                 if self._reason:
@@ -195,29 +246,65 @@ class ControlLoop:
                 return
             await trio.sleep(0.02)
 
+    def _watch_work(self, total_s: float, is_done: Callable[[], bool]) -> None:
+        """The warden has begun what only it can do, and says all the time that it goes on: from now on it is watched."""
+        if self._nursery is not None:
+            self._works += 1
+            self._nursery.start_soon(self._watch_until, total_s, is_done)
+
+    async def _watch_until(self, total_s: float, is_done: Callable[[], bool]) -> None:
+        # In ticks, not by the clock: if this process was stopped or starved, what the warden has said meanwhile is still to be read.
+        heard, quiet, ticks = self._heard, 0, 0
+        try:
+            while not is_done() and not self._ended.is_set():
+                if quiet * TICK_SECONDS >= self._quiet_s or ticks * TICK_SECONDS >= total_s:
+                    logger.error("the warden does not go on with what it has begun: ending it")
+                    self._begin_end("the warden does not answer")
+                    await self._kill_warden()
+                    return
+                await trio.sleep(TICK_SECONDS)
+                ticks += 1
+                heard, quiet = self._heard, quiet + 1 if heard == self._heard else 0
+        finally:
+            self._works -= 1
+
     async def _end_silent_warden(self) -> None:
         if self._ending.is_set():
-            return  # it is taking the mount down, and says no more until that is done
+            return  # it is taking the mount down, and watched
         logger.error("the warden does not answer")
         await self._end("the warden does not answer")
 
+    def _begin_end(self, reason: str) -> bool:
+        """Fence at once, and for good; whether this is the first reason to."""
+        if self._reason is not None:
+            return False
+        self._reason = reason
+        self._fence.close(State.REVOKED)
+        self.lease.close()
+        self._notifier.stopping(f"unmounting: {reason}")
+        return True
+
     async def _end(self, reason: str) -> None:
-        """Fence at once, then have the warden take the mount down."""
-        if self._reason is None:
-            self._reason = reason
-            self._fence.close(State.REVOKED)
-            self.lease.close()
-            self._notifier.stopping(f"unmounting: {reason}")
-            try:
-                await self._channel.send(json.dumps({"do": "unmount", "reason": reason}).encode())
-            except OSError:
-                logger.warning("the warden does not listen any more")
-            with trio.move_on_after(ACKNOWLEDGE_SECONDS) as waiting:
-                await self._ending.wait()
-            if waiting.cancelled_caught:
-                logger.error("the warden does not begin the unmount: ending it")
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._facts.warden, signal.SIGKILL)
+        """Fence, then have the warden take the mount down."""
+        if not self._begin_end(reason):
+            return
+        self._send({"do": "unmount", "reason": _cut(reason)})
+        while self._works and not self._ending.is_set():
+            await trio.sleep(TICK_SECONDS)  # it is darkening, which comes first in an unmount too
+        with trio.move_on_after(ACKNOWLEDGE_SECONDS) as waiting:
+            await self._ending.wait()
+        if waiting.cancelled_caught:
+            logger.error("the warden does not begin the unmount: ending it")
+            await self._kill_warden()
+
+    async def _kill_warden(self) -> None:
+        """It is our child and not reaped before the loop has ended: the number is its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._facts.warden, signal.SIGKILL)
+        with trio.move_on_after(DRAIN_SECONDS):
+            await self._ended.wait()
+        self._ending.set()
+        self._ended.set()
 
     async def _handle(self, request: Answer) -> Answer:
         self._clients += 1
@@ -233,9 +320,8 @@ class ControlLoop:
                     return await self._renew()
                 case "unmount":
                     await self._end("unmount")
-                    with trio.move_on_after(PROOF_SECONDS):
-                        await self._ended.wait()
-                    return {"proof": self.proof} if self.proof else {"error": "the warden died while unmounting: see the log"}
+                    await self._gone.wait()  # a warden at work is watched, so that this comes
+                    return {"proof": self.proof, "warden_lost": self.is_warden_lost}
             return {"error": f"unknown request {str(request.get('do'))[:40]!r}: use status, lock, unlock, renew or unmount"}
         finally:
             # Counted down only after the answer is on its way: `serve` sends it without another await in between.
@@ -244,10 +330,11 @@ class ControlLoop:
     async def _lock(self) -> Answer:
         """The fence falls at once; the answer waits for the page cache, whose plaintext mappings would go on reading."""
         self.lease.lock()
-        with trio.move_on_after(LOCK_SECONDS):
+        with trio.move_on_after(LOCK_SECONDS + self._facts.darken_s):
             while self.lease.lease.state is LeaseState.PAUSED and self._lights_before_dark != self._lights and self._reason is None:
                 await trio.sleep(0.005)
         if self._reason is not None:
+            await self._gone.wait()
             return {"error": f"not locked, but taken down ({self._reason}): see the log, and mount again"}
         was_counted = not self._dark.get("resident_bytes") and self._dark.get("not_counted") is None
         is_dark = self._lights_before_dark == self._lights and self._dark.get("evicted") and was_counted
@@ -282,9 +369,12 @@ class ControlLoop:
         return self._status()
 
     def _send(self, message: Answer) -> None:
-        """Tell the warden; a packet this small never blocks."""
+        """Tell the warden, without waiting. A full channel is one whose warden does not answer; a dead one is heard of otherwise."""
         try:
-            self._raw.send(json.dumps(message).encode())
+            self._raw.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if self._reason is None and self._nursery is not None:
+                self._nursery.start_soon(self._end_silent_warden)
         except OSError:
             logger.warning("the warden does not listen any more")
 
@@ -354,6 +444,8 @@ class ControlLoop:
 
     def _status_line(self) -> str:
         lease, facts = self.lease.lease, self._facts
+        if self._why_ending is not None:
+            return f"{facts.model} release {facts.release} at {facts.mountpoint}, unmounting: {self._why_ending}"
         error = "" if lease.state is LeaseState.GRANTED else f": {lease.last_error}"
         alarm = f"; {self.audit_error}" if self.audit_error else ""
         alarm += "; workers die as fast as they are started" if self._is_crash_loop else ""
@@ -361,14 +453,20 @@ class ControlLoop:
             f"{facts.model} release {facts.release} at {facts.mountpoint}, {len(self._workers)} workers, lease {lease.state}{error}{alarm}"
         )
 
+    @property
+    def _why_ending(self) -> str | None:
+        return self._reason or self._said_ending
+
     def _status(self) -> Answer:
+        is_ending = self._why_ending is not None
         lease, now = self.lease.lease, time.clock_gettime(time.CLOCK_BOOTTIME)
         return {
             **vars(self._facts),
             "kek": self.lease.kek or self._facts.kek,
             "state": self._fence.state.name.lower(),
-            "lease": lease.state,
-            "lease_left_s": round(max(0.0, lease.end_at_s - now), 3),
+            "ending": self._why_ending,
+            "lease": LeaseState.REVOKED if is_ending else lease.state,
+            "lease_left_s": 0.0 if is_ending else round(max(0.0, lease.end_at_s - now), 3),
             "last_granted_s_ago": None if lease.granted_at_s is None else round(now - lease.granted_at_s, 3),
             "last_error": lease.last_error,
             "passed_over": self.lease.passed or None,

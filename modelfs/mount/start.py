@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +26,16 @@ from modelfs.control.leasing import Effects, LeaseHolder
 from modelfs.control.loop import Audit, ControlLoop, MountFacts
 from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, empty_pin, pin
-from modelfs.control.process import close_others, fork_child, harden, kill_child, return_free_memory, wait_child, without_collector
+from modelfs.control.process import (
+    close_others,
+    fork_child,
+    harden,
+    is_running,
+    kill_child,
+    return_free_memory,
+    wait_child,
+    without_collector,
+)
 from modelfs.control.prover import Prover
 from modelfs.control.sandbox import confine_control, confine_warden, missing, needed_to_read
 from modelfs.control.socket import canonical_mountpoint, listen, mountpoint_lock, socket_path
@@ -37,7 +47,7 @@ from modelfs.format.manifest import Manifest, without_blobs
 from modelfs.keys import Kek, load_provider
 from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, detach_dead, open_session
-from modelfs.mount.teardown import Proof, tear_down
+from modelfs.mount.teardown import Proof, darken_seconds, tear_down, tear_down_seconds
 from modelfs.mount.view import Appearance
 from modelfs.mount.warden import Warden
 from modelfs.mount.worker import MountShare
@@ -191,7 +201,17 @@ def _serve(
         os.getpid(),
         warden,
         missing(share.capabilities),
+        darken_seconds(share, request.workers),
+        tear_down_seconds(share, request.workers),
     )
+
+    def take_down(reason: str) -> dict[str, Any]:
+        kill_child(warden)
+        deadline = time.monotonic() + 1.0
+        while is_running(warden) and time.monotonic() < deadline:  # reaped below
+            time.sleep(0.005)
+        return tear_down(share, [], [], reason).as_json()
+
     try:
         _probe(share.session)
         record()
@@ -199,21 +219,19 @@ def _serve(
         if audit is not None and audit.is_required and loop.audit_error is not None:
             raise ConfigError(f"{loop.audit_error}; nothing is served without it (--audit-required)")
         confine_control()
-        trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}))
+        proof = trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}), take_down)
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
-        ended = wait_child(warden, 15.0)
+        ended = wait_child(warden, facts.unmount_s)
         if ended is None:
             kill_child(warden)
             wait_child(warden, 1.0)
-    if loop.proof is not None:
-        loop.audit(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, loop.proof)
-    else:
-        proof = tear_down(share, [], [], "the warden died")
-        loop.audit(AuditKind.REVOKED, "the warden died", proof.as_json())
-        logger.error("proof: %s", proof.as_json())
+    if loop.is_warden_lost:
+        loop.audit(AuditKind.REVOKED, proof["reason"], proof)
+        logger.error("proof: %s", proof)
         raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
-    return loop.proof
+    loop.audit(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, proof)
+    return proof
 
 
 def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit: AuditLog | None, key_version: int | None) -> int:

@@ -28,6 +28,8 @@ SECONDS_PER_INODE = 0.0005
 """On top of both, for models of very many files."""
 REAP_SECONDS = 1.0
 """For each worker that was killed."""
+DETACH_SECONDS = 15.0
+"""For what comes after the page cache is empty: the kernel lets go of the mount, fusermount3 where this is not root."""
 RESEND_SECONDS = 0.02
 """A worker that is being killed may still take a request: resend until the eviction is through."""
 
@@ -35,6 +37,13 @@ logger = logging.getLogger(__name__)
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _CANNOT = b"cannot"
+
+Alive = Callable[[float | None], None]
+"""Called at every step and while one is waited for: each second at least. With a number, the next call may take so many seconds."""
+
+
+def nobody_waits(_seconds: float | None) -> None:
+    """Who takes the mount down tells nobody that it goes on."""
 
 
 @dataclass
@@ -83,14 +92,16 @@ class Darkness:
 
 
 class _Watch:
-    """Notes when each step ended, in milliseconds from its making."""
+    """Notes when each step ended, in milliseconds from its making, and says that the next one begins."""
 
-    def __init__(self, steps_ms: dict[str, float]) -> None:
+    def __init__(self, steps_ms: dict[str, float], alive: Alive) -> None:
         self._start = time.monotonic()
+        self._alive = alive
         self._steps_ms = steps_ms
 
     def done(self, step: str) -> None:
         self._steps_ms[step] = round((time.monotonic() - self._start) * 1000, 3)
+        self._alive(None)
 
 
 def darken_seconds(share: MountShare, workers: int) -> float:
@@ -98,19 +109,25 @@ def darken_seconds(share: MountShare, workers: int) -> float:
     return 5.0 + EVICT_SECONDS + CHECK_SECONDS + 2 * SECONDS_PER_INODE * len(share.rows) + REAP_SECONDS * workers
 
 
-def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple[Darkness, list[Worker]]:
+def tear_down_seconds(share: MountShare, workers: int) -> float:
+    """The same of `tear_down`."""
+    return darken_seconds(share, workers) + DETACH_SECONDS + 2 * KEYLESS_WORKERS * REAP_SECONDS
+
+
+def darken(share: MountShare, keyed: list[Worker], state: State | None, alive: Alive = nobody_waits) -> tuple[Darkness, list[Worker]]:
     """Fence, end every process that holds a key, and take the plaintext out of the page cache. The mount stays.
 
     Args:
         share: The mount. Its fence may have fallen already.
         keyed: Workers that this process started; empty when it is not the warden. They are reaped and forgotten.
         state: LOCKED or REVOKED; None: control has closed the fence and wiped the key, and may be about to open the next epoch.
+        alive: See `Alive`.
 
     Returns:
         What was done, and the keyless workers that answer from now on.
     """
     dark = Darkness()
-    watch = _Watch(dark.steps_ms)
+    watch = _Watch(dark.steps_ms, alive)
     if state is not None:
         share.fence.close(state)
         share.key_page.wipe()
@@ -125,21 +142,25 @@ def darken(share: MountShare, keyed: list[Worker], state: State | None) -> tuple
     watch.done("kill")
     share.session.resend()
     watch.done("resend")
-    dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS + SECONDS_PER_INODE * len(share.rows), share)
+    dark.evicted = _run(lambda: evict_inodes(len(share.rows)), EVICT_SECONDS + SECONDS_PER_INODE * len(share.rows), share, alive)
     watch.done("evict")
-    dark.resident_bytes, dark.not_counted = _count_resident(share)
+    dark.resident_bytes, dark.not_counted = _count_resident(share, alive)
     watch.done("check")
-    dark.workers_left = forget_workers(share, keyed)
+    dark.workers_left = forget_workers(share, keyed, alive)
     return dark, keyless
 
 
-def forget_workers(share: MountShare, killed: list[Worker]) -> list[int]:
+def forget_workers(share: MountShare, killed: list[Worker], alive: Alive = nobody_waits) -> list[int]:
     """Reap workers that were killed, hand on what they took last, and close what is held of them; those that cannot be reaped yet.
 
     A killed worker runs until the signal reaches it, and may take a request that has just been resent. So resend once more when it is
     dead: what its queue holds when that is closed ends with ECONNABORTED.
     """
-    left = [worker.pid for worker in killed if wait_child(worker.pid, REAP_SECONDS) is None]
+    left = []
+    for worker in killed:
+        if wait_child(worker.pid, REAP_SECONDS) is None:
+            left.append(worker.pid)
+        alive(None)
     if killed:
         share.session.resend()
     for worker in killed:
@@ -147,7 +168,7 @@ def forget_workers(share: MountShare, killed: list[Worker]) -> list[int]:
     return left
 
 
-def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], reason: str) -> Proof:
+def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], reason: str, alive: Alive = nobody_waits) -> Proof:
     """End all access through the mount.
 
     Args:
@@ -155,21 +176,24 @@ def tear_down(share: MountShare, keyed: list[Worker], keyless: list[Worker], rea
         keyed: Workers with keys that this process started; empty when it is not the warden.
         keyless: Workers without keys that this process started, of a mount that is dark already.
         reason: For the proof.
+        alive: See `Alive`.
     """
     session, manifest = share.session, share.pinned.manifest
     proof = Proof(reason, manifest.model, manifest.release, session.mountpoint)
-    watch = _Watch(proof.steps_ms)
-    dark, more = darken(share, keyed, State.REVOKED)
+    watch = _Watch(proof.steps_ms, alive)
+    dark, more = darken(share, keyed, State.REVOKED, alive)
     keyless = [*keyless, *more]
     proof.steps_ms.update(dark.steps_ms)
     proof.evicted, proof.resident_bytes, proof.not_counted = dark.evicted, dark.resident_bytes, dark.not_counted
+    alive(DETACH_SECONDS)
     _attempt("abort", session.abort)
     watch.done("abort")
+    alive(DETACH_SECONDS)
     proof.detached = _attempt("detach", session.detach)
     watch.done("detach")
     for worker in keyless:
         kill_child(worker.pid)
-    proof.workers_left = dark.workers_left + forget_workers(share, keyless)
+    proof.workers_left = dark.workers_left + forget_workers(share, keyless, alive)
     watch.done("end")
     return proof
 
@@ -183,7 +207,7 @@ def _attempt(step: str, action: Callable[[], bool]) -> bool:
         return False
 
 
-def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> bool:
+def _run(action: Callable[[], None], timeout_s: float, share: MountShare, alive: Alive) -> bool:
     """Run what may block in a child; whether it ended well in time. Meanwhile keep handing on what killed workers hold."""
     parent = os.getpid()
 
@@ -204,12 +228,13 @@ def _run(action: Callable[[], None], timeout_s: float, share: MountShare) -> boo
         if code is not None:
             return code == 0
         share.session.resend()
+        alive(None)
     kill_child(pid)
     wait_child(pid, 0.2)
     return False
 
 
-def _count_resident(share: MountShare) -> tuple[int | None, str | None]:
+def _count_resident(share: MountShare, alive: Alive) -> tuple[int | None, str | None]:
     """Plaintext bytes in the page cache, counted in a child through descriptors that are found by inode, not by name.
 
     Returns:
@@ -247,7 +272,7 @@ def _count_resident(share: MountShare) -> tuple[int | None, str | None]:
     try:
         if os.geteuid() != 0 or not share.session.is_on_top():
             return None, None
-        if not _run(count, CHECK_SECONDS + SECONDS_PER_INODE * len(share.rows), share):
+        if not _run(count, CHECK_SECONDS + SECONDS_PER_INODE * len(share.rows), share, alive):
             logger.error("the residency check did not end in time or failed")
             return None, "the residency check did not end in time or failed"
         answer = os.read(reading, 32)

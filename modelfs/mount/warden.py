@@ -17,7 +17,7 @@ from typing import Any
 from modelfs.control.fence import NO_DEADLINE, State
 from modelfs.control.process import kill_child
 from modelfs.mount.mountinfo import MOUNTINFO, mountpoints_of
-from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, darken_seconds, forget_workers, tear_down
+from modelfs.mount.teardown import KEYLESS_WORKERS, Proof, darken, darken_seconds, forget_workers, tear_down, tear_down_seconds
 from modelfs.mount.worker import CONNECTION_ENDED, MountShare, Worker, start_worker
 
 RESPAWN_BURST = 20
@@ -28,6 +28,9 @@ CALM_CREDIT = RESPAWN_BURST / 2
 DEADLINE_POLL_SECONDS = 0.5
 """How long a deadline that control has moved may go unnoticed; the workers look at every request."""
 REASON_MS = 20
+ALIVE_SECONDS = 0.25
+"""At work it says that it lives no more often than this."""
+MAX_PACKET_SIZE = 65536
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Warden:
         self._is_crash_loop = False
         self._credit = float(RESPAWN_BURST)
         self._credited_at = time.monotonic()
+        self._said_alive_at = 0.0
 
     def run(self) -> Proof:
         """Serve until told to unmount, until control is gone, or until the mount is detached."""
@@ -72,9 +76,9 @@ class Warden:
         with open(MOUNTINFO, "rb") as mountinfo:
             reason = self._watch(mountinfo.fileno(), children)
         logger.info("taking %s down: %s", self._share.session.mountpoint, reason)
-        self._tell({"ending": reason})
+        self._tell({"ending": reason, "busy_s": tear_down_seconds(self._share, len(self._workers))})
         keyed, keyless = (self._workers, []) if self._keyed else ([], self._workers)
-        proof = tear_down(self._share, keyed, keyless, reason)
+        proof = tear_down(self._share, keyed, keyless, reason, self._say_alive)
         logger.info("proof: %s", json.dumps(proof.as_json()))
         self._tell({"proof": proof.as_json()})
         return proof
@@ -103,10 +107,10 @@ class Warden:
                         self._light()
                         continue
                     case "note":
-                        self.key_version, self.kek = message["key_version"], message["kek"]
+                        self.key_version, self.kek = message.get("key_version"), message.get("kek")
                         continue
                     case "answer":
-                        self._tell({"alive": True})
+                        self._tell({"alive": None})
             if mountinfo in ready and not mountpoints_of(session.device):
                 return "the mount was detached"
             epoch = fence.epoch
@@ -150,12 +154,12 @@ class Warden:
 
     def _darken(self, epoch: int) -> None:
         """The fence has fallen, but not for good: no key and no plaintext stays, the mount does."""
-        self._tell({"busy_s": darken_seconds(self._share, len(self._workers)), "lights": self._lights})
+        self._tell({"darkening": self._lights, "busy_s": darken_seconds(self._share, len(self._workers))})
         # Where control has locked, the next key may be in the key page already: then neither that nor a new epoch is ours to end.
         # Only where the lease ran out, and control, stopped or dead, has not said so, is it for us to do.
         fence = self._share.fence
         ran_out = fence.state is State.SERVING and fence.epoch == epoch
-        dark, keyless = darken(self._share, self._workers, State.LOCKED if ran_out else None)
+        dark, keyless = darken(self._share, self._workers, State.LOCKED if ran_out else None, self._say_alive)
         self._workers, self._keyed = keyless, False
         logger.warning("dark: %s", json.dumps(dark.as_json()))
         self._tell({"dark": dark.as_json(), "lights": self._lights})
@@ -213,15 +217,32 @@ class Warden:
         pids = [worker.pid for worker in self._workers]
         self._tell({"workers": pids, "deaths": self._deaths, "crash_loop": self._is_crash_loop})
 
+    def _say_alive(self, seconds: float | None) -> None:
+        """To control, which ends a warden that says nothing in the midst of a darkening or an unmount."""
+        if seconds is not None or time.monotonic() - self._said_alive_at >= ALIVE_SECONDS:
+            self._said_alive_at = time.monotonic()
+            self._tell({"alive": seconds})
+
     def _tell(self, message: dict[str, Any]) -> None:
+        """Never waits: control may be stopped, and its channel full."""
         try:
-            self._channel.send(json.dumps(message).encode())
+            self._channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
         except OSError:
             logger.warning("control does not listen any more")
 
     def _receive(self) -> dict[str, Any] | None:
+        """What control says; None if it is gone. What is no message says nothing."""
         try:
-            data = self._channel.recv(4096)
+            data = self._channel.recv(MAX_PACKET_SIZE)
         except OSError:
             return None
-        return dict(json.loads(data)) if data else None
+        if not data:
+            return None
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            logger.error("control has sent %d bytes that are no message", len(data))
+            return {}
+        return message

@@ -1,6 +1,7 @@
 """A reader that compares what a mount gives with the plaintext, as a process of its own.
 
 reader.py loop MODE FILE PLAIN   reads at random until stdin closes; MODE is buffered, direct or mmap
+reader.py touch FILE             maps FILE and touches every page, without end
 reader.py hold FILE              opens and maps FILE, reads all of it, waits for stdin to close, then says what is left
 """
 
@@ -72,6 +73,15 @@ def loop(mode: str, path: str, plain_path: str) -> None:
     say(reads=reads, wrong=wrong, errors=errors)
 
 
+def touch(path: str) -> None:
+    with open(path, "rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        sum(mapping[::4096])
+        say(ready=True)
+        while True:
+            sum(mapping[at] for at in range(0, len(mapping), 4096))
+
+
 def hold(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     size = os.fstat(fd).st_size
@@ -95,4 +105,4 @@ def hold(path: str) -> None:
 
 
 if __name__ == "__main__":
-    {"loop": loop, "hold": hold}[sys.argv[1]](*sys.argv[2:])
+    {"loop": loop, "touch": touch, "hold": hold}[sys.argv[1]](*sys.argv[2:])
