@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tests.helpers import KeySet
+from tests.leases.watching import Wanted
 from tests.mount.conftest import wait_until
 from tests.vault.leased import RENEW_S, Leased, Watcher, mounts, status
 from tests.vault.server import running_server
@@ -36,7 +37,7 @@ def main() -> None:
         leased = Leased(server, KeySet.generate(base / "keys"), base / "model", int(options.gib * (1 << 30)))
         size = sum(path.stat().st_size for path in (leased.sealed.path / "blobs").iterdir())
         transit = server.root.secrets.transit
-        with mounts(base, {"large": (leased.sealed, leased.options(ttl_s=60))}) as made, Watcher(made["large"]) as watcher:
+        with mounts(base, {"large": Wanted(leased.sealed, leased.options(ttl_s=60))}) as made, Watcher(made["large"]) as watcher:
             wait_until(watcher.is_good, 10, "a first read")
             for run in range(options.runs):
                 transit.rotate_key(leased.key_name)
