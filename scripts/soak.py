@@ -5,7 +5,9 @@ that is random follows from the seed, but for the moment at which it hits.
 """
 
 import argparse
+import ctypes
 import json
+import mmap
 import os
 import random
 import signal
@@ -20,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modelfs.control.process import is_running
+from modelfs.control.process import is_running, libc
 from modelfs.control.socket import request, socket_path
 from modelfs.errors import MountError
 from modelfs.mount.mountinfo import top_mount
@@ -109,6 +111,21 @@ class Expected:
         self._slots[1] = value
 
 
+def filled_pages(fd: int, size: int) -> int:
+    """Pages of a file that are in the page cache and hold content (mincore(2)), while others go on reading it.
+
+    cachestat(2) counts pages too that the kernel has only just made for a read which is about to be refused.
+    """
+    with mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
+        present = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapping)
+        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), present)
+        del start
+    if failed:
+        raise SoakError(f"mincore: {os.strerror(ctypes.get_errno())}")
+    return sum(byte & 1 for byte in present)
+
+
 class Soak:
     """One run."""
 
@@ -183,6 +200,8 @@ class Soak:
         """A descriptor of a file of which something is in the page cache."""
         fd = os.open(self.mountpoint / "model.bin", os.O_RDONLY)
         os.pread(fd, 1 << 20, 0)
+        if not filled_pages(fd, SIZE):
+            raise SoakError("a file that was just read is not in the page cache: its absence would say nothing")
         return fd
 
     def _check_empty(self, fd: int) -> None:
@@ -276,7 +295,8 @@ class Soak:
             start = time.monotonic()
             request(path, {"do": "lock"}, 30)
             self.summary.darkest_ms = max(self.summary.darkest_ms, (time.monotonic() - start) * 1000)
-            self._check_empty(fd)
+            if (filled := filled_pages(fd, SIZE)) != 0:
+                raise SoakError(f"{filled} pages of plaintext are left in the page cache of a locked mount")
             time.sleep(self.chance.uniform(0, 0.3))
             request(path, {"do": "unlock"}, 30)
         finally:
