@@ -51,7 +51,7 @@ def test_throttled_and_said(model: Sealed, mount: Callable[..., Mounted]) -> Non
     with killing(warden, 0):
         wait_until(lambda: status(mounted)["crash_loop"], 30, "the crash loop in status")
         before, processor, start = status(mounted)["worker_deaths"], processor_s(warden), time.monotonic()
-        assert before >= RESPAWN_BURST
+        assert before > RESPAWN_BURST - 2, "the first two workers are of the burst too"
         assert "crash loop: workers die as fast as they are started" in modelfs("status", mounted.path).stdout
         time.sleep(3)
         took = time.monotonic() - start
