@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -213,7 +214,7 @@ class ControlLoop:
             if "darkening" in message:
                 self._watchdog.busy(message["busy_s"])
                 self._lights_before_darkening = lights = message["darkening"]
-                self._watch_work(message["busy_s"], lambda lights=lights: self._lights_before_dark >= lights)  # type: ignore[misc]
+                self._watch_work(message["busy_s"], partial(self._has_darkened, lights))
             if "workers" in message:
                 self._workers, self._deaths, self._is_crash_loop = message["workers"], message["deaths"], message["crash_loop"]
                 self._say_status()
@@ -251,6 +252,10 @@ class ControlLoop:
         if self._nursery is not None:
             self._works += 1
             self._nursery.start_soon(self._watch_until, total_s, is_done)
+
+    def _has_darkened(self, lights: int) -> bool:
+        """Whether a darkening is done that began when the mount had been lit so often."""
+        return self._lights_before_dark >= lights
 
     async def _watch_until(self, total_s: float, is_done: Callable[[], bool]) -> None:
         # In ticks, not by the clock: if this process was stopped or starved, what the warden has said meanwhile is still to be read.

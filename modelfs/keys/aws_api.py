@@ -5,15 +5,14 @@ verifies nothing if AWS_CA_BUNDLE is empty; its loggers write bodies of requests
 the services that it gets credentials from.
 """
 
-import encodings.idna  # noqa: F401  else each prover would import it, to look a name up
+import encodings.idna  # noqa: F401  used by name look-ups; imported here once, or each prover would import it within its second
 import ipaddress
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.awsrequest
@@ -42,13 +41,12 @@ from botocore.exceptions import (
 from modelfs.errors import KeyAccessError, KeyServiceError
 from modelfs.keys.aws_answers import EXPIRED, Kind, RefusedError, Reply, judge
 from modelfs.keys.aws_login import FULL_LIFE_S, Login, login_of
+from modelfs.keys.deadline import within
 
 MAX_ANSWER_SIZE = 256 * 1024
 _METADATA_TIMEOUT_S = 1
 _MISCONFIGURED = (ProfileNotFound, ConfigParseError, InvalidConfigError, PartialCredentialsError)
 _LOGGERS = ("botocore", "boto3", "s3transfer", "urllib3")
-
-T = TypeVar("T")
 
 
 def _silence() -> None:
@@ -323,30 +321,6 @@ class _Body:
 
     def stream(self, **_: Any) -> Iterator[bytes]:
         yield self._data
-
-
-def within(timeout_s: float, action: Callable[[], T]) -> T:
-    """What an action gives or raises; TimeoutError if it has not ended by then, in which case it is left behind.
-
-    A thread, because neither name resolution nor an answer that trickles in can be bounded otherwise.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            results.append(action())
-        except Exception as exc:
-            errors.append(exc)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(max(0.0, timeout_s))
-    if results:
-        return results[0]
-    if errors:
-        raise errors[0]
-    raise TimeoutError
 
 
 def _names_loopback(host: str) -> bool:

@@ -12,7 +12,6 @@ HTTPS_PROXY. An endpoint of one's own (Private Service Connect) is part of the U
 
 import logging
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,11 +21,13 @@ import requests
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import kms_v1
+from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceRestTransport
 
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.format.keysfile import KeysFile, Recipient, recipient
 from modelfs.format.limits import MAX_WRAPPED_SIZE
 from modelfs.format.manifest import Manifest
+from modelfs.keys.deadline import within
 from modelfs.keys.interface import EntryRefusedError, Grant, KeyProvider, open_entry
 
 COMMAND_TIMEOUT_S = 10.0
@@ -164,7 +165,7 @@ class GcpProvider(KeyProvider):
         keep: Callable[[bytes], None],
     ) -> Grant:
         self._timeout_s = timeout_s
-        dek, _entry = within(timeout_s, lambda: open_entry(self, keys, release, opened_before))
+        dek, _entry = in_time(timeout_s, lambda: open_entry(self, keys, release, opened_before))
         return Grant(dek, None, None, None)
 
     def _denied(self, permission: str, refusal: _Refusal) -> KeyDeniedError:
@@ -180,7 +181,7 @@ class GcpProvider(KeyProvider):
             _Refusal: A well-formed error of the service itself: denied, or about this key or entry.
             KeyServiceError: No answer that counts.
         """
-        return within(self._timeout_s, lambda: self._call_at_once(method, request))
+        return in_time(self._timeout_s, lambda: self._call_at_once(method, request))
 
     def _call_at_once(self, method: str, request: Any) -> Any:
         try:
@@ -201,29 +202,16 @@ class GcpProvider(KeyProvider):
             raise KeyServiceError(f"Google Cloud KMS cannot be reached ({type(exc).__name__})") from None
 
 
-def within(timeout_s: float, action: Callable[[], T]) -> T:
-    """Run what has a time limit for each of its steps with one for all of them.
+def in_time(timeout_s: float, action: Callable[[], T]) -> T:
+    """`within`, in this provider's words.
 
     Raises:
-        KeyServiceError: It took longer. The thread that is left ends with the process.
+        KeyServiceError: It took longer.
     """
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except BaseException as exc:  # handed on to whoever waits
-            failures.append(exc)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise KeyServiceError(f"Google Cloud KMS did not answer within {timeout_s:g} s")
-    return results[0]
+    try:
+        return within(timeout_s, action)
+    except TimeoutError:
+        raise KeyServiceError(f"Google Cloud KMS did not answer within {timeout_s:g} s") from None
 
 
 def _crc32c(data: bytes) -> int:
@@ -235,9 +223,10 @@ def make_client(endpoint: str | None) -> kms_v1.KeyManagementServiceClient:
     # At debug level the library writes requests and answers into the log, the DEK among them; and warns of a missing project each time.
     client = kms_v1.KeyManagementServiceClient(transport="rest", client_options={"api_endpoint": endpoint} if endpoint else None)
     silence()
-    # A redirect would take the DEK to another host.
-    session: requests.Session = client.transport._session  # type: ignore[attr-defined]
-    session.max_redirects = 0
+    transport = client.transport
+    if not isinstance(transport, KeyManagementServiceRestTransport):
+        raise RuntimeError("the library made another transport than it was asked for")
+    transport._session.max_redirects = 0  # one would take the DEK to another host
     return client
 
 

@@ -16,7 +16,7 @@ from securesystemslib.signer._key import SSlibKey
 
 from modelfs.crypto.service_keys import signing_key_from_pem
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
-from modelfs.keys.gcp import COMMAND_TIMEOUT_S, ENDPOINT, make_client, within
+from modelfs.keys.gcp import COMMAND_TIMEOUT_S, ENDPOINT, in_time, make_client
 from modelfs.keys.signer_options import SignerOptions
 
 _URI = re.compile(
@@ -57,7 +57,7 @@ class _Client:
             return getattr(self._client, method)(request=request, timeout=COMMAND_TIMEOUT_S, retry=None)
 
         try:
-            return within(COMMAND_TIMEOUT_S, do)
+            return in_time(COMMAND_TIMEOUT_S, do)
         except (Forbidden, Unauthenticated):
             raise KeyDeniedError(f"Google Cloud KMS does not let this login {what} {name}: see policies/gcp-signer.json") from None
         except NotFound:

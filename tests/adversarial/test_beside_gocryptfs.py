@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,9 +126,9 @@ def of_gocryptfs(plain: tuple[dict[str, bytes], dict[str, bytes]], base: Path) -
 
 @pytest.mark.fuse
 def test_both_columns_are_as_the_document_has_them(
-    sealed: Callable[..., object], plain: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
+    sealed: SealedBuilder, plain: tuple[dict[str, bytes], dict[str, bytes]], tmp_path: Path
 ) -> None:
-    ours, theirs = of_modelfs(sealed, plain, tmp_path), of_gocryptfs(plain, tmp_path)  # type: ignore[arg-type]
+    ours, theirs = of_modelfs(sealed, plain, tmp_path), of_gocryptfs(plain, tmp_path)
     assert set(ours.values()) == {REFUSED}
     text = (REPOSITORY / "docs" / "RELIABILITY.md").read_text()
     for row in ROWS:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,19 +73,19 @@ class Scene:
     def signed_by(self) -> int:
         return len(json.loads(self.waiting.read_bytes())["signatures"])
 
-    def sign(self, key: str = "second.pem", trusted: TrustedKeys | None = None, model: str = MODEL, **more: object) -> SignReport:
+    def sign(self, key: str = "second.pem", trusted: TrustedKeys | None = None, model: str = MODEL, **more: Any) -> SignReport:
         path = self.keys.signing if key == "publisher" else self.keys.stranger_signing if key == "stranger" else self.directory / key
         signer = load_signer(path) if key else None
         request = SignRequest(model, trusted or self.trusted, signer)
         if "payload_digest" in more:
             request = replace(request, payload_digest=str(more.pop("payload_digest")))
-        return sign_waiting(self.path, request, replace(Surroundings(NOW), **more), self.shown.append)  # type: ignore[arg-type]
+        return sign_waiting(self.path, request, replace(Surroundings(NOW), **more), self.shown.append)
 
-    def refuses(self, error: type[ModelfsError], text: str, **options: object) -> None:
+    def refuses(self, error: type[ModelfsError], text: str, **options: Any) -> None:
         """Refused in one sentence, and nothing was changed."""
         before = {name: (self.path / name).read_bytes() for name in ("manifest.json", "pending/manifest.json")}
         with pytest.raises(error, match=text) as caught:
-            self.sign(**options)  # type: ignore[arg-type]
+            self.sign(**options)
         assert "\n" not in str(caught.value)
         assert {name: (self.path / name).read_bytes() for name in before} == before
 
@@ -169,10 +170,10 @@ def test_a_key_that_is_not_trusted_does_not_sign(scene: Scene) -> None:
     scene.refuses(ConfigError, "none of the trusted ones", key="stranger")
 
 
-def plant(scene: Scene, keys: KeySet, signing: Path, **options: object) -> None:
+def plant(scene: Scene, keys: KeySet, signing: Path, **options: Any) -> None:
     """Replace what waits, blobs and all, by a release that somebody else sealed."""
     other = scene.directory / "other"
-    seal(keys, scene.source, other, pending=True, signing=signing, **options)  # type: ignore[arg-type]
+    seal(keys, scene.source, other, pending=True, signing=signing, **options)
     shutil.copytree(other, scene.path, dirs_exist_ok=True)
 
 

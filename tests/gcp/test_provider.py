@@ -18,7 +18,7 @@ import pytest
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.format.keysfile import KeysFile, Recipient, keys_file, recipient
 from modelfs.keys import open_kek
-from modelfs.keys.gcp import GcpProvider, open_provider, within
+from modelfs.keys.gcp import GcpProvider, in_time, open_provider
 from modelfs.keys.interface import Grant
 from tests.gcp.fake import DECRYPT, ENCRYPT, FakeKms, Misbehave, answer, page
 from tests.helpers import REPOSITORY
@@ -188,12 +188,12 @@ def test_one_deadline_for_everything(host: Host, misbehave: Misbehave) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_within_hands_on_what_was_raised_and_found() -> None:
-    assert within(5, lambda: 7) == 7
+def test_in_time_hands_on_what_was_raised_and_found() -> None:
+    assert in_time(5, lambda: 7) == 7
     with pytest.raises(KeyDeniedError, match="no"):
-        within(5, lambda: (_ for _ in ()).throw(KeyDeniedError("no")))
+        in_time(5, lambda: (_ for _ in ()).throw(KeyDeniedError("no")))
     with pytest.raises(KeyServiceError, match="within"):
-        within(0.05, threading.Event().wait)
+        in_time(0.05, threading.Event().wait)
 
 
 def test_no_credentials(host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
