@@ -174,6 +174,7 @@ def _first_read(candidate: Candidate) -> dict[str, float]:
 def _second_read(candidate: Candidate) -> dict[str, float]:
     path = candidate.path / FILE
     with opened(path) as fd:
+        drop_fd(fd)  # which pages of memory a file got decides by a third: each round gets others
         _read_all(fd)
         again = statistics.median(_read_all(fd) for _ in range(REREADS))
     rates = []
