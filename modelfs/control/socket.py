@@ -199,7 +199,8 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
             client.settimeout(timeout_s)
             client.connect(str(path))
             pid = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
-            client.sendall(json.dumps(message).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # refused before it was heard: the answer says why
+                client.sendall(json.dumps(message).encode() + b"\n")
             data = b""
             while not data.endswith(b"\n") and len(data) < MAX_ANSWER_SIZE:
                 part = client.recv(65536)

@@ -53,12 +53,41 @@ def raw(path: Path, data: bytes) -> dict[str, object]:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
         client.connect(str(path))
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # who is refused at once is not heard
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
         answer = b""
         while not answer.endswith(b"\n") and (part := client.recv(65536)):
             answer += part
     return dict(json.loads(answer))
+
+
+def test_who_is_refused_before_he_has_spoken_is_told_so(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+
+        def refuse() -> None:
+            client, _ = server.accept()
+            client.sendall(b'{"error": "permission denied"}\n')
+            client.shutdown(socket.SHUT_RD)
+            refused.set()
+            client.close()
+
+        refused = threading.Event()
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(tmp_path / "socket"))
+            assert refused.wait(10)
+            with pytest.raises(BrokenPipeError):
+                first.sendall(b"x")
+        thread.join()
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(MountError, match="permission denied"):
+            control.request(tmp_path / "socket", {"do": "x" * 500_000}, 10)
+        thread.join()
 
 
 def test_a_request_is_answered(served: Path) -> None:
