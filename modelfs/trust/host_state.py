@@ -11,6 +11,8 @@ from modelfs.format.fields import HexDigest, ModelName, Release
 from modelfs.format.limits import KIB
 from modelfs.trust.release import VerifiedRelease
 
+MAX_SEEN_SIZE = 4 * KIB
+
 
 class Seen(canonical.CanonicalModel):
     """The newest release that this host has served of one model."""
@@ -38,7 +40,8 @@ class HostState:
         """
         path = self._path(model)
         try:
-            data = path.read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(MAX_SEEN_SIZE + 1)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -46,7 +49,7 @@ class HostState:
                 f"cannot read the host's memory {path}: {os.strerror(exc.errno or 0)}; mend it, or choose another --state-dir"
             ) from exc
         try:
-            seen = canonical.parse(Seen, data, 4 * KIB, str(path))
+            seen = canonical.parse(Seen, data, MAX_SEEN_SIZE, str(path))
         except FormatError as exc:
             raise ConfigError(f"{exc}; if that is no attack, `modelfs forget {model}` starts anew") from exc
         if seen.model != model:
