@@ -20,13 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 from modelfs.errors import KeyAccessError, KeyDeniedError, KeyServiceError
-from modelfs.format.keysfile import KeysFile, Recipient, recipient
-from modelfs.format.manifest import Manifest
+from modelfs.format.keysfile import Recipient, recipient
 from modelfs.keys.aws_answers import Kind, RefusedError
 from modelfs.keys.aws_api import AwsConnection
 from modelfs.keys.aws_login import login_from
 from modelfs.keys.aws_reference import parse_key_arn, parse_reference
-from modelfs.keys.interface import EntryRefusedError, Grant, KeyProvider, open_entry
+from modelfs.keys.interface import Attempt, EntryRefusedError, Grant, KeyProvider
 
 COMMAND_TIMEOUT_S = 10.0
 MAX_CIPHERTEXT_SIZE = 6144
@@ -104,19 +103,11 @@ class AwsProvider(KeyProvider):
         )
         return self._entry(answer, recipient.label)
 
-    def _prove(
-        self,
-        keys: KeysFile,
-        release: Manifest,
-        session: bytes | None,
-        opened_before: bool,
-        timeout_s: float,
-        keep: Callable[[bytes], None],
-    ) -> Grant:
+    def _prove(self, attempt: Attempt) -> Grant:
         connection = self.connection
-        connection.login = login_from(session)
-        connection.begin(timeout_s, keep)
-        dek, _entry = open_entry(self, keys, release, opened_before)
+        connection.login = login_from(attempt.session)
+        connection.begin(attempt.timeout_s, attempt.keep)
+        dek, _entry = attempt.open_entry(self)
         login = connection.login
         if login is None:
             return Grant(dek, None, None, None)

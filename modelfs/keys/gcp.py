@@ -24,11 +24,10 @@ from google.cloud import kms_v1
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceRestTransport
 
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
-from modelfs.format.keysfile import KeysFile, Recipient, recipient
+from modelfs.format.keysfile import Recipient, recipient
 from modelfs.format.limits import MAX_WRAPPED_SIZE
-from modelfs.format.manifest import Manifest
 from modelfs.keys.deadline import within
-from modelfs.keys.interface import EntryRefusedError, Grant, KeyProvider, open_entry
+from modelfs.keys.interface import Attempt, EntryRefusedError, Grant, KeyProvider
 
 COMMAND_TIMEOUT_S = 10.0
 
@@ -155,17 +154,9 @@ class GcpProvider(KeyProvider):
             return
         raise KeyServiceError("something that is not Google Cloud KMS unwraps rubbish: do not use it")
 
-    def _prove(
-        self,
-        keys: KeysFile,
-        release: Manifest,
-        session: bytes | None,
-        opened_before: bool,
-        timeout_s: float,
-        keep: Callable[[bytes], None],
-    ) -> Grant:
-        self._timeout_s = timeout_s
-        dek, _entry = in_time(timeout_s, lambda: open_entry(self, keys, release, opened_before))
+    def _prove(self, attempt: Attempt) -> Grant:
+        self._timeout_s = attempt.timeout_s
+        dek, _entry = in_time(attempt.timeout_s, lambda: attempt.open_entry(self))
         return Grant(dek, None, None, None)
 
     def _denied(self, permission: str, refusal: _Refusal) -> KeyDeniedError:

@@ -30,6 +30,22 @@ class Grant:
     """What an operator revokes this login by; no secret. None where there is no such thing."""
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A proof that is under way; the fields are the arguments of `KeyProvider.prove`."""
+
+    keys: KeysFile
+    release: Manifest
+    session: bytes | None = field(repr=False)
+    opened_before: bool
+    timeout_s: float
+    keep: Callable[[bytes], None]
+
+    def open_entry(self, provider: "KeyProvider") -> tuple[bytes, Recipient]:
+        """The DEK, and the entry that it was wrapped in; errors as `open_entry`."""
+        return open_entry(provider, self.keys, self.release, self.opened_before)
+
+
 class EntryRefusedError(KeyAccessError):
     """The service says that it does not unwrap this entry. Stays in this layer: see `open_entry`."""
 
@@ -118,7 +134,7 @@ class KeyProvider(abc.ABC):
             KeyAccessError: An entry was refused that never opened before: something to mend, not to wait for.
         """
         try:
-            return self._prove(keys, release, session, opened_before, timeout_s, keep)
+            return self._prove(Attempt(keys, release, session, opened_before, timeout_s, keep))
         except KeyAccessError:
             raise
         except Exception as exc:
@@ -146,17 +162,9 @@ class KeyProvider(abc.ABC):
         """Inside the service, which MUST refuse what was not wrapped for `context`; None where that cannot be had."""
         return None
 
-    def _prove(
-        self,
-        keys: KeysFile,
-        release: Manifest,
-        session: bytes | None,
-        opened_before: bool,
-        timeout_s: float,
-        keep: Callable[[bytes], None],
-    ) -> Grant:
-        """For providers without logins; `timeout_s` is for those that wait."""
-        dek, _entry = open_entry(self, keys, release, opened_before)
+    def _prove(self, attempt: Attempt) -> Grant:
+        """For providers without logins that do not wait."""
+        dek, _entry = attempt.open_entry(self)
         return Grant(dek, None, None, None)
 
 

@@ -13,10 +13,9 @@ from collections.abc import Callable
 
 from modelfs.errors import ConfigError, KeyAccessError, KeyServiceError
 from modelfs.format.fields import encode_base64
-from modelfs.format.keysfile import KeysFile, Recipient, recipient
+from modelfs.format.keysfile import Recipient, recipient
 from modelfs.format.limits import MAX_WRAPPED_SIZE
-from modelfs.format.manifest import Manifest
-from modelfs.keys.interface import EntryRefusedError, Grant, KeyProvider, open_entry
+from modelfs.keys.interface import Attempt, EntryRefusedError, Grant, KeyProvider
 from modelfs.keys.vault_api import RefusedError, VaultApi, text_at
 from modelfs.keys.vault_session import Session, VaultConnection, boottime
 from modelfs.keys.vault_settings import VaultSettings
@@ -126,23 +125,15 @@ class VaultProvider(KeyProvider):
             raise KeyServiceError(f"the key service {self.connection.endpoint} answered with something that is no wrapped key")
         return wrapped
 
-    def _prove(
-        self,
-        keys: KeysFile,
-        release: Manifest,
-        session: bytes | None,
-        opened_before: bool,
-        timeout_s: float,
-        keep: Callable[[bytes], None],
-    ) -> Grant:
+    def _prove(self, attempt: Attempt) -> Grant:
         connection = self.connection
-        connection.session = Session.from_bytes(session) if session is not None else None
-        with connection.operation(timeout_s, is_proof=True):
+        connection.session = Session.from_bytes(attempt.session) if attempt.session is not None else None
+        with connection.operation(attempt.timeout_s, is_proof=True):
             if connection.session is not None:
                 # Were a renewal forgotten because unwrapping fails, a token would count as over before its end, and a revoked one then
                 # as ended by itself.
-                keep(connection.session.to_bytes())
-            dek, entry = open_entry(self, keys, release, opened_before)
+                attempt.keep(connection.session.to_bytes())
+            dek, entry = attempt.open_entry(self)
         if connection.session is None:
             raise RuntimeError("an operation leaves a session")
         return Grant(dek, connection.session.to_bytes(), connection.left_s(), entry.key_version, connection.session.accessor)

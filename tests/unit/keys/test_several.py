@@ -8,7 +8,7 @@ from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServi
 from modelfs.format.keysfile import Recipient, keys_file, recipient
 from modelfs.keys import MAX_KEKS, list_keks, open_keks
 from modelfs.keys.file import generate_kek
-from modelfs.keys.interface import Grant, KeyProvider, unwrap_dek
+from modelfs.keys.interface import Attempt, Grant, KeyProvider, unwrap_dek
 from modelfs.keys.several import MAX_WAIT_S, Round, prove_in_order, unwrap_by_any
 from tests.helpers import REPOSITORY
 from tests.vault.server import DEK, manifest
@@ -59,10 +59,11 @@ class Scripted(KeyProvider):
             raise KeyServiceError("no answer")
         return DEK if self.says == GRANTED else None
 
-    def _prove(self, keys, release, session, opened_before, timeout_s, keep) -> Grant:
-        self.asked.append((timeout_s, opened_before, session))
+    def _prove(self, attempt: Attempt) -> Grant:
+        timeout_s, opened_before = attempt.timeout_s, attempt.opened_before
+        self.asked.append((timeout_s, opened_before, attempt.session))
         self.clock.now += min(self.takes_s, timeout_s)
-        keep(f"login at {self.name}".encode())
+        attempt.keep(f"login at {self.name}".encode())
         if self.takes_s > timeout_s:
             raise KeyServiceError("no answer in time")
         match self.says:
@@ -75,7 +76,7 @@ class Scripted(KeyProvider):
             case "wrong bytes":
                 raise KeyServiceError("ALARM")
             case "not wrapped":
-                unwrap_dek(self, keys, release)
+                unwrap_dek(self, attempt.keys, attempt.release)
         raise KeyServiceError("no answer")
 
 
