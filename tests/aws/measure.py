@@ -17,9 +17,9 @@ from tests.aws.emulators import Emulator, provider, running
 from tests.aws.leased import DENIALS, Leased, variables
 from tests.aws.outages import NAMES, TTL_S, run_outages
 from tests.helpers import KeySet
-from tests.leases.watching import RENEW_S, Watcher, mounts, pause
+from tests.leases.tables import Times
+from tests.leases.watching import Watcher, mounts, pause
 from tests.mount.conftest import wait_until
-from tests.vault.measure import line
 from tests.vault.server import CONTEXT, DEK, dev_vault, manifest
 
 
@@ -63,8 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
-    denials: dict[str, list[float]] = {name: [] for name in DENIALS}
-    outages: dict[str, list[tuple[float, float, float]]] = {name: [] for name in NAMES}
+    times = Times(DENIALS, NAMES, TTL_S)
     with tempfile.TemporaryDirectory(prefix="modelfs-measure.") as directory, contextlib.ExitStack() as stack:
         base = Path(directory)
         (base / "keys").mkdir()
@@ -76,24 +75,15 @@ def main() -> None:
                 place = base / f"{run} {name}"
                 leased = Leased(emulators[denial.emulator], authority, keys, place)
                 stack.callback(leased.close)
-                denials[name].append(measure_denial(name, leased, place))
+                times.add_denial(name, measure_denial(name, leased, place))
             (base / f"outages{run}").mkdir()
-            for name, outcome in run_outages(emulators["ministack"], authority, keys, base / f"outages{run}", pause).items():
-                last = outcome.good()[-1].ended
-                outages[name].append((last - outcome.began, last - outcome.lease_end[1], outcome.again()[0].ended - outcome.over))
+            times.add_outages(run_outages(emulators["ministack"], authority, keys, base / f"outages{run}", pause))
         leased = Leased(emulators["ministack"], authority, keys, base / "proofs")
         stack.callback(leased.close)
         walls, processors = measure_proofs(leased, 20)
     wall, processor = statistics.median(walls), statistics.median(processors)
     print(f"A proof, median of {len(walls)}: {wall:.0f} ms, of which {processor:.0f} ms of a processor\n")
-    print(f"Seconds, smallest / median / largest of {runs}; --renew-every {RENEW_S:g}\n")
-    print("| denial | to the last good read |\n|---|---|")
-    for name, times in denials.items():
-        print(line(name, times))
-    print(f"\n| outage, --ttl {TTL_S:g} | to the last good read | that read, from the lease's end | service back to the first good read |")
-    print("|---|---|---|---|")
-    for name, rows in outages.items():
-        print(line(name, *(list(column) for column in zip(*rows, strict=True))))
+    times.print_tables(runs)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tests.leases.impostor import (
     trickle,
     trickle_body,
 )
-from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, dev_vault, manifest
+from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, WRONG_KEYS, dev_vault, manifest
 
 KEYS: KeysFile = keys_file([recipient("awskms", KEY_ARN, "", b"wrapped")])
 HTML = b"<html><body>403 Forbidden: blocked by policy</body></html>"
@@ -192,18 +192,8 @@ def test_what_never_opened_before_is_to_be_mended(impostor: Impostor, code: str)
     assert not isinstance(caught.value, KeyServiceError)
 
 
-WRONG = {
-    "zeros": bytes(32),
-    "another key": b"E" * 32,
-    "one bit": bytes([DEK[0] ^ 1]) + DEK[1:],
-    "short": DEK[:31],
-    "long": DEK + b"\0",
-    "empty": b"",
-}
-
-
 @pytest.mark.parametrize("opened_before", [True, False])
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("wrong", WRONG_KEYS.values(), ids=WRONG_KEYS)
 def test_wrong_key_bytes_raise_an_alarm_and_are_no_denial(impostor: Impostor, wrong: bytes, opened_before: bool) -> None:
     impostor.dek = wrong
     with pytest.raises(KeyServiceError, match=r"^ALARM: ") as caught:

@@ -27,6 +27,15 @@ write_secret: Callable[[Path, str], Path] = dev_vault.write_secret
 
 DEK, KEY_ID, MODEL = b"\xd3" * 16 + b"EK" * 8, "ab" * 16, "demo"
 CONTEXT = wrapping_context(MODEL, KEY_ID)
+WRONG_KEYS = {
+    "zeros": bytes(32),
+    "another key": b"E" * 32,
+    "one bit": bytes([DEK[0] ^ 1]) + DEK[1:],
+    "short": DEK[:31],
+    "long": DEK + b"\0",
+    "empty": b"",
+}
+"""What a service may answer instead of the DEK."""
 TIMEOUT = 5.0
 
 _numbers = itertools.count(1)

@@ -32,7 +32,7 @@ from tests.vault.impostor import (
     trickle,
     trickle_body,
 )
-from tests.vault.server import DEK, dev_vault, manifest, write_secret
+from tests.vault.server import DEK, WRONG_KEYS, dev_vault, manifest, write_secret
 
 KEYS: KeysFile = keys_file([recipient("vault", "transit/models", "", b"vault:v3:AAAA")])
 HTML = b"<html><body>403 Forbidden: blocked by policy</body></html>"
@@ -171,18 +171,8 @@ def test_a_renewal_that_is_refused_otherwise_is_no_denial(prove: Callable[..., G
         prove()
 
 
-WRONG = {
-    "zeros": bytes(32),
-    "another key": b"E" * 32,
-    "one bit": bytes([DEK[0] ^ 1]) + DEK[1:],
-    "short": DEK[:31],
-    "long": DEK + b"\0",
-    "empty": b"",
-}
-
-
 @pytest.mark.parametrize("opened_before", [True, False])
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("wrong", WRONG_KEYS.values(), ids=WRONG_KEYS)
 def test_wrong_key_bytes_raise_an_alarm_and_are_no_denial(
     prove: Callable[..., Grant], impostor: Impostor, wrong: bytes, opened_before: bool
 ) -> None:
