@@ -4,24 +4,27 @@ import os
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import format_size, note, print_json, printable, progress_bar
+from modelfs.cli.shown import describe_trust, manifest_to_show
 from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, look_command, waits
 from modelfs.cli.stopping import interrupted, stop_on_signals
 from modelfs.cli.values import check_release, default_state_dir, parse_block_size, parse_expiry, parse_model
+from modelfs.cli.vault_options import with_vault
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, VerificationError
-from modelfs.format.manifest import Manifest
 from modelfs.keys import open_kek, open_keks, open_signer
 from modelfs.keys.interface import unwrap_dek
 from modelfs.store.local import MANIFEST, Store
 from modelfs.trust.host_state import HostState
 from modelfs.trust.release import read_keys, read_release
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 Sealed = Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")]
 
@@ -52,6 +55,7 @@ def _check_apart(source: Path, destination: Path) -> None:
             raise ConfigError(f"{source} and {destination} lie within each other: choose another destination")
 
 
+@with_vault
 def seal(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A directory of model files, or one file.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Where the sealed model goes.")],
@@ -72,12 +76,7 @@ def seal(
     threshold: Threshold = 1,
     pending: PendingRelease = False,
     pin_file: PinFile = None,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     json: Json = False,
 ) -> None:
     """Encrypt and sign a model directory. Atomic; killed at any moment, run it again to go on."""
@@ -86,13 +85,12 @@ def seal(
     from modelfs.seal.scan import scan_source
 
     now = datetime.now(UTC)
-    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    providers = open_keks(kek, settings)
+    providers = open_keks(kek, vault)
     request = SealRequest(
         model=parse_model(model),
         release=check_release(release),
         providers=providers,
-        signer=open_signer(sign_key, settings, providers, pin_file),
+        signer=open_signer(sign_key, vault, providers, pin_file),
         digest=digest.value,
         block_size=parse_block_size(block_size),
         expires=parse_expiry(expires, now) if expires else None,
@@ -148,33 +146,21 @@ def verify(sealed: Sealed, trust: Trust, threshold: Threshold = 1, json: Json = 
         raise VerificationError(f"{len(faults)} fault(s) in {sealed}: do not use it, fetch the named blobs again")
 
 
+@with_vault
 def inspect(
     sealed: Sealed,
     trust: Trust,
     threshold: Threshold = 1,
     kek: Annotated[str, typer.Option("--kek", metavar="URI", help="KEK that opens the table of files.")] = "",
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     json: Json = False,
 ) -> None:
     """Show what a sealed model is: who signed it, releases, sizes, KEKs; with --kek (and --trust) its files too."""
     from modelfs.reader.index import fetch_index, open_index
-    from modelfs.seal.retention import current_manifest, kept_manifests
+    from modelfs.seal.retention import kept_manifests
 
     with Store(sealed) as store:
-        signed_by: list[str] | None = None
-        manifest: Manifest | None
-        if trust:
-            release = read_release(store, load_trusted_keys(trust, threshold), model=None, now=datetime.min.replace(tzinfo=UTC))
-            manifest, signed_by = release.manifest, list(release.signed_by)
-        else:
-            manifest = current_manifest(store)
-        if manifest is None:
-            raise ConfigError(f"{sealed} holds no sealed model (no {MANIFEST}): check the path")
+        manifest, signed_by = manifest_to_show(store, trust, threshold)
         if kek and not trust:
             raise ConfigError("--kek opens only what is verified: name the publisher's public key with --trust")
         keys = read_keys(store, manifest)
@@ -189,10 +175,7 @@ def inspect(
             "keks": [f"{entry.scheme}:{entry.key_ref}" for entry in keys.recipients],
         }
         if kek:
-            settings = vault_options.read_settings(
-                vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens
-            )
-            dek = unwrap_dek(open_kek(kek, settings), keys, manifest)
+            dek = unwrap_dek(open_kek(kek, vault), keys, manifest)
             index = open_index(fetch_index(store, manifest), manifest, dek)
             answer["entries"] = [entry.model_dump(exclude={"key"}) for entry in index.entries]
     if json:
@@ -202,9 +185,8 @@ def inspect(
 
 
 def _print_inspection(answer: dict[str, Any]) -> None:
-    verified = f"signed by {', '.join(answer['signed_by'])}" if answer["verified"] else "NOT VERIFIED: name the publisher with --trust"
     rows = {
-        "model": f"{answer['model']} release {answer['release']} ({verified})",
+        "model": f"{answer['model']} release {answer['release']} ({describe_trust(answer['signed_by'])})",
         "created": f"{answer['created']}, expires {answer['expires'] or 'never'}",
         "size": f"{format_size(answer['plaintext_bytes'])} in {answer['blobs'] - 1} files, {format_size(answer['sealed_bytes'])} sealed",
         "cipher": f"{answer['cipher']}, {answer['digest']}, blocks of {format_size(answer['block_size'])}",

@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelfs.cli import vault_options
-from modelfs.cli.config_option import Config, keks_of, vault_of
+from modelfs.cli.config_option import Config, keks_of
 from modelfs.cli.daemon import daemonise, log_to
 from modelfs.cli.options import Json, Mountpoint, Threshold, Trust
 from modelfs.cli.output import note, print_json, print_proof, printable
@@ -26,10 +25,14 @@ from modelfs.cli.values import (
     parse_octal,
     parse_workers,
 )
+from modelfs.cli.vault_options import with_vault
 from modelfs.control.notify import Notifier
 from modelfs.control.socket import canonical_mountpoint
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, MountError
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 WAIT_SECONDS = 3.0
 """Between two attempts of `mount --wait`."""
@@ -42,6 +45,7 @@ def register(app: typer.Typer) -> None:
     )(mount)
 
 
+@with_vault
 def mount(
     context: typer.Context,
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
@@ -69,12 +73,7 @@ def mount(
     renew_every: Annotated[float, typer.Option("--renew-every", help="Seconds between proofs that the key may still be held.")] = 30,
     ttl: Annotated[float, typer.Option("--ttl", help="Seconds that a proof counts: how long an outage may last.")] = 300,
     proof_timeout: Annotated[float, typer.Option("--proof-timeout", help="Seconds that one proof may take.")] = 1,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -92,15 +91,12 @@ def mount(
     if audit_required and audit is None:
         raise ConfigError("--audit-required says nothing without --audit FILE: name the file")
     level = parse_log_level(log_level)
-    settings = vault_options.read_settings(
-        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, vault_of(context)
-    )
     name, state = parse_model(model), state_dir or default_state_dir()
     order = MountRequest(
         sealed=sealed.absolute(),
         mountpoint=mountpoint.absolute(),
         model=name,
-        keks=keks_of(context, kek, settings),
+        keks=keks_of(context, kek, vault),
         trusted=load_trusted_keys(trust, threshold),
         minimum_release=check_release(minimum_release),
         workers=parse_workers(workers),

@@ -1,13 +1,16 @@
 """`modelfs pubkey`: the public half of a signing key that stays in a service or device."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelfs.cli import vault_options
 from modelfs.cli.output import print_json
 from modelfs.cli.signing import SERVICE_KEYS, PinFile
+from modelfs.cli.vault_options import with_vault
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +20,19 @@ def register(app: typer.Typer) -> None:
     )(pubkey)
 
 
+@with_vault
 def pubkey(
     uri: Annotated[str, typer.Argument(metavar="KEY", help=f"A signing key: {SERVICE_KEYS}.")],
     out: Annotated[Path, typer.Option("--out", metavar="PUB", help="Where the public key goes (PEM, for --trust).")],
     pin_file: PinFile = None,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write the public key of a signing key in a service or device, for hosts and auditors to trust."""
     from modelfs.crypto.keyfiles import create_private
     from modelfs.keys import export_public_key
 
-    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    create_private(out, export_public_key(uri, settings, pin_file), mode=0o644)
+    create_private(out, export_public_key(uri, vault, pin_file), mode=0o644)
     if json:
         print_json({"key": uri, "public": str(out)})
     else:

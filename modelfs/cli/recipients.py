@@ -1,27 +1,29 @@
 """`modelfs recipients` and `modelfs rewrap`: who can open the current release, and under which version of his KEK."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from modelfs.cli import vault_options
 from modelfs.cli.config_option import Config, file_of, keks_of
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import note, print_json, printable
+from modelfs.cli.shown import describe_trust, manifest_to_show
 from modelfs.cli.values import parse_model
+from modelfs.cli.vault_options import with_vault
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, ModelfsError
 from modelfs.format.keysfile import Recipient
 from modelfs.keys import list_keks, open_kek, open_keks
 from modelfs.keys.interface import KeyProvider
-from modelfs.keys.vault_settings import VaultSettings
 from modelfs.seal.recipients import Change, Subject, add_recipients, remove_recipients, rewrap
-from modelfs.store.local import MANIFEST, Store
-from modelfs.trust.release import read_keys, read_release
+from modelfs.store.local import Store
+from modelfs.trust.release import read_keys
+
+if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
 
 Sealed = Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")]
 Model = Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")]
@@ -75,30 +77,20 @@ def register(root: typer.Typer) -> None:
 
 def list_recipients(sealed: Sealed, trust: Trust, threshold: Threshold = 1, json: Json = False) -> None:
     """List the KEKs that the current release is wrapped for. Needs no key."""
-    from modelfs.seal.retention import current_manifest
-
     with Store(sealed) as store:
-        signed_by: list[str] | None = None
-        if trust:
-            release = read_release(store, load_trusted_keys(trust, threshold), model=None, now=datetime.min.replace(tzinfo=UTC))
-            manifest, signed_by = release.manifest, list(release.signed_by)
-        else:
-            found = current_manifest(store)
-            if found is None:
-                raise ConfigError(f"{sealed} holds no sealed model (no {MANIFEST}): check the path")
-            manifest = found
+        manifest, signed_by = manifest_to_show(store, trust, threshold)
         entries = read_keys(store, manifest).recipients
     if json:
         answer = {"model": manifest.model, "release": manifest.release, "verified": signed_by is not None, "signed_by": signed_by}
         print_json({**answer, "recipients": [_as_json(entry) for entry in entries]})
         return
-    verified = f"signed by {', '.join(signed_by)}" if signed_by is not None else "NOT VERIFIED: name the publisher with --trust"
-    typer.echo(f"{printable(manifest.model)} release {manifest.release} ({verified})")
+    typer.echo(f"{printable(manifest.model)} release {manifest.release} ({describe_trust(signed_by)})")
     typer.echo("recipients, which nobody signs; an entry is proved by opening the model with it:")
     for entry in entries:
         typer.echo(f"  {_describe(entry)}")
 
 
+@with_vault
 def add(
     context: typer.Context,
     sealed: Sealed,
@@ -108,24 +100,17 @@ def add(
     opener: With,
     threshold: Threshold = 1,
     label: Annotated[str, typer.Option("--label", help="What to call it, for people.")] = "",
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Let further KEKs open the current release. A KEK that opens it now is named with --with, or by a host's --config."""
-    settings = vault_options.read_settings(
-        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
-    )
-    openers, added = _openers(context, opener, settings), open_keks(who, settings)
+    openers, added = _openers(context, opener, vault), open_keks(who, vault)
     change = _run(sealed, model, trust, threshold, lambda subject: add_recipients(subject, openers, added, label))
     _say(change, "added", "now opens with", json)
 
 
+@with_vault
 def remove(
     context: typer.Context,
     sealed: Sealed,
@@ -135,25 +120,17 @@ def remove(
     opener: With,
     threshold: Threshold = 1,
     label: Annotated[str | None, typer.Option("--label", help="Only the entry with this label.", show_default=False)] = None,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Take a KEK away from the current release. It does not take back what that KEK's holders kept: `modelfs rotate` does."""
-    settings = vault_options.read_settings(
-        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
-    )
-    openers = _openers(context, opener, settings)
+    openers = _openers(context, opener, vault)
     if len(who) != 1:
         raise ConfigError("--kek names the one KEK to remove: remove others one after the other")
     meant: KeyProvider | None = None
     try:
-        meant = open_kek(who[0], settings)
+        meant = open_kek(who[0], vault)
     except ModelfsError as exc:
         if not openers:  # the one to remove may be lost: then another one opens the model
             raise ConfigError(f"{exc}; to remove a KEK that is not at hand, name one that opens the model with --with URI") from None
@@ -167,6 +144,7 @@ def remove(
     _say(change, "removed", "does not open any more with", json)
 
 
+@with_vault
 def rewrap_command(
     context: typer.Context,
     sealed: Sealed,
@@ -177,20 +155,12 @@ def rewrap_command(
         typer.Option("--kek", metavar="URI", help="KEK whose newest version is to wrap the release's key; may be repeated."),
     ],
     threshold: Threshold = 1,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Wrap the current release's key by the newest version of its KEK. Milliseconds, whatever the size; mounts do not notice."""
-    settings = vault_options.read_settings(
-        vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens, file_of(context).vault
-    )
-    providers = [each.open() for each in keks_of(context, kek, settings)]
+    providers = [each.open() for each in keks_of(context, kek, vault)]
     change = _run(sealed, model, trust, threshold, lambda subject: rewrap(subject, providers))
     _say(change, "rewrapped", "is wrapped anew by", json)
 
@@ -201,10 +171,10 @@ def _run(sealed: Path, model: str, trust: list[Path], threshold: int, action: Ca
         return action(Subject(store, trusted, name))
 
 
-def _openers(context: typer.Context, uris: list[str], settings: VaultSettings | None) -> list[KeyProvider]:
+def _openers(context: typer.Context, uris: list[str], vault: "VaultSettings | None") -> list[KeyProvider]:
     """What --with names, before what the configuration file does."""
-    from_file = [(uri, own or settings) for uri, own in file_of(context).keks]
-    return [*(open_kek(uri, settings) for uri in uris), *(each.open() for each in (list_keks(from_file) if from_file else ()))]
+    from_file = [(uri, own or vault) for uri, own in file_of(context).keks]
+    return [*(open_kek(uri, vault) for uri in uris), *(each.open() for each in (list_keks(from_file) if from_file else ()))]
 
 
 def _say(change: Change, verb: str, phrase: str, json: bool) -> None:

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import LateBar, format_size, note, print_json
 from modelfs.cli.signing import PendingRelease, PinFile, SignKey, check_threshold, look_command, waits
 from modelfs.cli.stopping import interrupted, stop_on_signals
 from modelfs.cli.values import check_release, parse_model
+from modelfs.cli.vault_options import with_vault
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.keys import open_keks, open_signer
 
 if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
     from modelfs.seal.rotate import Cost
 
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     )(rotate)
 
 
+@with_vault
 def rotate(
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model.")],
     model: Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")],
@@ -43,12 +45,7 @@ def rotate(
     pending: PendingRelease = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and end.")] = False,
     pin_file: PinFile = None,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     json: Json = False,
 ) -> None:
     """Encrypt the current release anew, under new keys for all of it. Atomic; killed at any moment, run it again to go on."""
@@ -58,9 +55,8 @@ def rotate(
 
     trusted = load_trusted_keys(trust, threshold)
     check_threshold(threshold, pending)
-    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    providers = open_keks(kek, settings)
-    signer = open_signer(sign_key, settings, providers, pin_file)
+    providers = open_keks(kek, vault)
+    signer = open_signer(sign_key, vault, providers, pin_file)
     look = look_command(sealed, model, trust, threshold, sign_key)
     request = RotateRequest(parse_model(model), check_release(release), providers, signer, trusted, pending, look)
     costs: list[Cost] = []

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelfs.cli import vault_options
 from modelfs.cli.options import Json, Threshold, Trust
 from modelfs.cli.output import LateBar, format_size, note, print_json, printable
 from modelfs.cli.values import parse_model
+from modelfs.cli.vault_options import with_vault
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError
 from modelfs.keys import open_signer
 
 if TYPE_CHECKING:
+    from modelfs.keys.vault_settings import VaultSettings
     from modelfs.seal.countersign import Waiting
 
 SERVICE_KEYS = (
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
     )(sign)
 
 
+@with_vault
 def sign(
     sealed: Annotated[Path, typer.Argument(metavar="SEALED", help="Directory of a sealed model with a release that waits.")],
     model: Annotated[str, typer.Option("--model", help="Name of the model that is expected; any other is refused.")],
@@ -74,12 +76,7 @@ def sign(
         str, typer.Option("--payload-digest", metavar="SHA256", help="Refuse any other release than the one with this payload digest.")
     ] = "",
     pin_file: PinFile = None,
-    vault_address: vault_options.Address = "",
-    vault_auth: vault_options.Auth = "",
-    vault_namespace: vault_options.Namespace = "",
-    vault_ca_file: vault_options.CaFile = None,
-    insecure_http: vault_options.InsecureHttp = False,
-    allow_batch_tokens: vault_options.AllowBatch = False,
+    vault: "VaultSettings | None" = None,
     json: Json = False,
 ) -> None:
     """Add a signature to a release that waits, after verifying all of it; publish it when --threshold trusted keys have signed."""
@@ -89,8 +86,7 @@ def sign(
     if payload_digest and not _DIGEST.fullmatch(payload_digest):
         raise ConfigError(f"{payload_digest!r} is no payload digest: it is 64 hex digits, as `modelfs sign` shows them")
     trusted = load_trusted_keys(trust, threshold)
-    settings = vault_options.read_settings(vault_address, vault_auth, vault_namespace, vault_ca_file, insecure_http, allow_batch_tokens)
-    signer = open_signer(sign_key, settings, pin_file=pin_file) if sign_key else None
+    signer = open_signer(sign_key, vault, pin_file=pin_file) if sign_key else None
     request = SignRequest(parse_model(model), trusted, signer, payload_digest or None)
     shown: list[Waiting] = []
 
