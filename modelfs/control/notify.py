@@ -79,16 +79,14 @@ class Watchdog:
     """Watches the warden, and feeds the service manager's watchdog: while this loop turns and the warden answers, whatever store and key
     service do. Without a service manager it watches all the same."""
 
-    def __init__(self, notifier: Notifier, ask: Callable[[], None], status: Callable[[], str]) -> None:
+    def __init__(self, notifier: Notifier, status: Callable[[], str]) -> None:
         """Take how to live.
 
         Args:
             notifier: Is fed if it has `watchdog_s`.
-            ask: Sends the warden a question; `answered` is to be called with its answer.
             status: The status line.
         """
         self._notifier = notifier
-        self._ask = ask
         self._status = status
         self._answered_at = 0.0
         self._busy_until = 0.0
@@ -101,12 +99,16 @@ class Watchdog:
         """The warden says that it will not answer for so long at most, because it darkens the mount."""
         self._busy_until = trio.current_time() + seconds
 
-    async def run(self) -> None:
-        """Feed; return when the warden has not answered for half of the watchdog's time."""
+    async def run(self, ask: Callable[[], None]) -> None:
+        """Feed; return when the warden has not answered for half of the watchdog's time.
+
+        Args:
+            ask: Sends the warden a question; `answered` is to be called with its answer.
+        """
         period_s = (self._notifier.watchdog_s or USUAL_SECONDS) / 2
         self._answered_at = trio.current_time()
         while True:
-            self._ask()
+            ask()
             await trio.sleep(period_s / 4)
             now = trio.current_time()
             if now - self._answered_at >= period_s and now >= self._busy_until:

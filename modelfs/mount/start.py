@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,11 +18,12 @@ from typing import Any
 import trio
 
 from modelfs.audit.log import AuditKind, AuditLog, AuditSubject
+from modelfs.control.child import in_child
 from modelfs.control.fence import Fence
 from modelfs.control.keypage import KeyPage
 from modelfs.control.lease import LeasePolicy
 from modelfs.control.leasing import Effects, LeaseHolder
-from modelfs.control.loop import Audit, ControlLoop, MountFacts
+from modelfs.control.loop import ControlLoop, MountFacts
 from modelfs.control.notify import Notifier
 from modelfs.control.pins import Pinned, Rows, empty_pin, pin
 from modelfs.control.process import (
@@ -37,6 +37,7 @@ from modelfs.control.process import (
     without_collector,
 )
 from modelfs.control.prover import Prover
+from modelfs.control.record import Audit
 from modelfs.control.sandbox import confine_control, confine_warden, missing, needed_to_read
 from modelfs.control.socket import canonical_mountpoint, listen, mountpoint_lock, socket_path
 from modelfs.crypto.signatures import TrustedKeys
@@ -205,21 +206,21 @@ def _serve(
         tear_down_seconds(share, request.workers),
     )
 
-    def take_down(reason: str) -> dict[str, Any]:
+    async def take_down(reason: str) -> dict[str, Any]:
         kill_child(warden)
-        deadline = time.monotonic() + 1.0
-        while is_running(warden) and time.monotonic() < deadline:  # reaped below
-            time.sleep(0.005)
-        return tear_down(share, [], [], reason).as_json()
+        with trio.move_on_after(1.0):
+            while is_running(warden):  # reaped below
+                await trio.sleep(0.005)
+        return await in_child(lambda: tear_down(share, [], [], reason).as_json(), facts.unmount_s)
 
     try:
         _probe(share.session)
         record()
-        loop.audit(AuditKind.MOUNT, "mounted")
-        if audit is not None and audit.is_required and loop.audit_error is not None:
-            raise ConfigError(f"{loop.audit_error}; nothing is served without it (--audit-required)")
+        loop.record.write(AuditKind.MOUNT, "mounted")
+        if audit is not None and audit.is_required and loop.record.error is not None:
+            raise ConfigError(f"{loop.record.error}; nothing is served without it (--audit-required)")
         confine_control()
-        proof = trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.audit_error}), take_down)
+        proof = trio.run(loop.run, facts, server, partial(ready, {**vars(facts), "audit_error": loop.record.error}), take_down)
     finally:
         ours.close()  # the warden takes the mount down, if it has not yet: for it, control is gone
         ended = wait_child(warden, facts.unmount_s)
@@ -227,10 +228,10 @@ def _serve(
             kill_child(warden)
             wait_child(warden, 1.0)
     if loop.is_warden_lost:
-        loop.audit(AuditKind.REVOKED, proof["reason"], proof)
+        loop.record.write(AuditKind.REVOKED, proof["reason"], proof)
         logger.error("proof: %s", proof)
         raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
-    loop.audit(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, proof)
+    loop.record.write(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, proof)
     return proof
 
 

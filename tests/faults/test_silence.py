@@ -10,8 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from modelfs.control.loop import DARKEN_SECONDS, LOCK_SECONDS
+from modelfs.control.loop import LOCK_SECONDS
 from modelfs.control.process import is_running
+from modelfs.control.warden_link import DARKEN_SECONDS
 from tests.faults.conftest import assert_dark, assert_gone, children, status
 from tests.helpers import Sealed
 from tests.mount.conftest import Mounted, Program, modelfs, wait_until

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from modelfs.cli.mounted import _describe
-from modelfs.control.loop import SILENCE_SECONDS
 from modelfs.control.process import is_running
 from modelfs.control.socket import request, socket_path
+from modelfs.control.warden_link import SILENCE_SECONDS
 from tests.faults.conftest import assert_dark, assert_gone, children, status
 from tests.helpers import Sealed
 from tests.mount.conftest import Mounted, Program, modelfs, wait_until

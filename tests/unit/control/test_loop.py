@@ -4,14 +4,15 @@ import json
 import signal
 import socket
 import subprocess
-from dataclasses import fields
 from unittest.mock import create_autospec
 
 import trio
+import trio.testing
 
 from modelfs.control.fence import Fence, State
 from modelfs.control.leasing import Effects, LeaseHolder
-from modelfs.control.loop import MAX_REASON_BYTES, ControlLoop, MountFacts, _cut
+from modelfs.control.loop import ControlLoop
+from modelfs.control.warden_link import MAX_REASON_BYTES, cut
 from modelfs.mount.warden import MAX_PACKET_SIZE, Warden
 
 
@@ -30,15 +31,15 @@ def test_a_full_channel_is_a_warden_that_does_not_answer() -> None:
 
     loop = ControlLoop(fence, ours, lease)
     with subprocess.Popen(["sleep", "60"]) as warden:
-        loop._facts = MountFacts(**{field.name: warden.pid if field.name == "warden" else "" for field in fields(MountFacts)})  # type: ignore[arg-type]
 
         async def main() -> None:
             async with trio.open_nursery() as nursery:
-                loop._nursery = nursery
+                nursery.start_soon(loop._warden.run, warden.pid)
+                await trio.testing.wait_all_tasks_blocked()
                 for _ in range(5000):
                     effects[0].light()
-                    if loop._reason is None:
-                        await trio.sleep(0)
+                await loop._warden.ended.wait()
+                nursery.cancel_scope.cancel()
 
         trio.run(main)
         assert warden.wait(5) == -signal.SIGKILL
@@ -49,10 +50,10 @@ def test_a_full_channel_is_a_warden_that_does_not_answer() -> None:
 
 def test_a_reason_is_cut_by_what_it_takes_in_json() -> None:
     for reason in ("x" * 5000, "\N{GRINNING FACE}" * 1000, '"' * 3000, "\udcff" * 2000):
-        cut = _cut(reason)
-        assert reason.startswith(cut)
-        assert MAX_REASON_BYTES / 2 < len(json.dumps(cut)) <= MAX_REASON_BYTES < MAX_PACKET_SIZE
-    assert _cut("unmount") == "unmount"
+        short = cut(reason)
+        assert reason.startswith(short)
+        assert MAX_REASON_BYTES / 2 < len(json.dumps(short)) <= MAX_REASON_BYTES < MAX_PACKET_SIZE
+    assert cut("unmount") == "unmount"
 
 
 def test_a_warden_survives_what_is_no_message() -> None:

@@ -76,7 +76,7 @@ def fed(manager: tuple[socket.socket, str]) -> tuple[Warden, socket.socket]:
     listener, address = manager
     listener.settimeout(0)
     warden = Warden()
-    warden.watchdog = Watchdog(Notifier(address, 8.0), warden.ask, lambda: "well")
+    warden.watchdog = Watchdog(Notifier(address, 8.0), lambda: "well")
     return warden, listener
 
 
@@ -105,7 +105,7 @@ async def test_the_watchdog_is_fed_while_the_warden_answers(
 ) -> None:
     warden, listener = fed
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(warden.watchdog.run)
+        nursery.start_soon(warden.watchdog.run, warden.ask)
         await trio.sleep(0.5)
         assert await fed_in(40, listener) == 40, "once in a quarter of half the time"
         nursery.cancel_scope.cancel()
@@ -118,7 +118,7 @@ async def test_a_silent_warden_ends_the_feeding_before_the_watchdog_bites(
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            await warden.watchdog.run()
+            await warden.watchdog.run(warden.ask)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -136,7 +136,7 @@ async def test_a_warden_that_said_it_is_busy_is_waited_for(
 ) -> None:
     warden, listener = fed
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(warden.watchdog.run)
+        nursery.start_soon(warden.watchdog.run, warden.ask)
         await trio.sleep(2.5)
         warden.answers = False
         warden.watchdog.busy(30)
@@ -154,12 +154,12 @@ async def test_without_a_service_manager_s_watchdog_the_warden_is_watched_all_th
     listener, name = manager
     listener.settimeout(0)
     warden = Warden()
-    warden.watchdog = Watchdog(Notifier(name if address else ""), warden.ask, lambda: "well")
+    warden.watchdog = Watchdog(Notifier(name if address else ""), lambda: "well")
     with trio.move_on_after(1000) as scope:
-        await warden.watchdog.run()
+        await warden.watchdog.run(warden.ask)
     assert scope.cancelled_caught
     warden.answers = False
     start = trio.current_time()
-    await warden.watchdog.run()
+    await warden.watchdog.run(warden.ask)
     assert trio.current_time() - start <= 0.75 * USUAL_SECONDS
     assert heard(listener) == 0, "who has asked for no feeding gets none"
