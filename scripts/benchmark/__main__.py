@@ -51,6 +51,10 @@ def main() -> int:
     except BenchError as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        where = f" {exc.filename}" if exc.filename else ""
+        print(f"bench: cannot go on: {exc.strerror}{where}; see --work and --results", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("bench: interrupted; everything is unmounted, what was measured is in the report", file=sys.stderr)
         return 130
@@ -60,6 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.work is not None and not arguments.work.is_dir():
         raise BenchError(f"{arguments.work} is no directory: name one for the data with --work")
     order = _order(arguments)
+    order.results.mkdir(parents=True, exist_ok=True)  # said now, and not after the first row
     with tempfile.TemporaryDirectory(prefix="modelfs-bench-", dir=arguments.work) as temporary:
         work = Path(temporary).resolve()  # as the kernel's table of mounts has it
         if arguments.blocks:
@@ -92,10 +97,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _order(arguments: argparse.Namespace) -> Order:

@@ -136,11 +136,14 @@ def _chill(candidate: Candidate, *names: str) -> None:
 
 
 def _heat(candidate: Candidate, *names: str) -> None:
-    """The store is in the page cache, these files of the mount are not."""
-    if candidate.store == candidate.source:  # the passthrough's store: only what is read
-        warm([candidate.store / name for name in names or (FILE,)])
-    else:
-        warm(candidate.stored_files())
+    """The store is in the page cache, these files of the mount are not.
+
+    Read anew for everybody: a store that drew good pages of memory when it was written would keep them for all rounds.
+    """
+    # The passthrough's store: only what is read.
+    stored = [candidate.store / name for name in names or (FILE,)] if candidate.store == candidate.source else candidate.stored_files()
+    drop(stored)
+    warm(stored)
     drop([candidate.path / name for name in names or (FILE,)])
 
 

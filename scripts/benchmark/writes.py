@@ -36,10 +36,11 @@ class Writes:
         if install(Gocryptfs.programs):
             self.results.missing["seal: gocryptfs"] = "gocryptfs is not installed"
         else:
-            gocryptfs.create()
-            gocryptfs.launch(writable=True)
             passes["gocryptfs"] = lambda _: self._copy(gocryptfs.path)
         try:
+            if "gocryptfs" in passes:
+                gocryptfs.create()
+                gocryptfs.launch(writable=True)
             for number in range(self.rounds + 1):
                 for name, make in passes.items():
                     target = self.work / "made"
