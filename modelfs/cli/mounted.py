@@ -102,9 +102,9 @@ def unmount(mountpoint: Mountpoint, config: Config = None, json: Json = False) -
 def _patience(path: Path, what: str) -> float:
     """Seconds to wait for what takes longer the more files a model has; NotAnsweringError if the control process does not answer at all.
 
-    Twice, because control begins anew when the warden dies in the middle.
+    Three times: when the warden dies in the middle, a child of control begins anew, and when that dies, control.
     """
-    return 20 + 2 * float(request(path, {"do": "status"}, ANSWER_SECONDS).get(what, 0))
+    return 20 + 3 * float(request(path, {"do": "status"}, ANSWER_SECONDS).get(what, 0))
 
 
 def _end_silent(mountpoint: Path, pid: int) -> NoReturn:

@@ -60,7 +60,9 @@ class Fence:
         self._slots[_CHECKER] = pid
 
     def open_epoch(self, deadline_ns: int = NO_DEADLINE) -> int:
-        """Start a new epoch in which workers may serve; its number."""
+        """Start a new epoch in which workers may serve; its number. Nothing, after a revocation."""
+        if self.state is State.REVOKED and self.epoch:
+            return self.epoch
         self._slots[_DEADLINE] = deadline_ns
         self._slots[_EPOCH] += 1
         self._slots[_STATE] = State.SERVING

@@ -81,6 +81,7 @@ class LeaseHolder:
         self.proofs = 0
         """How many proofs have ended, with an answer or without."""
         self._begun = 0
+        self._is_closed = False
         self._again = False
         self._prover = prover
         self._fence = fence
@@ -123,12 +124,13 @@ class LeaseHolder:
             What `proofs` is when that has been answered.
         """
         self._again = self._begun > self.proofs
-        if not self._again and self.lease.state is not LeaseState.PAUSED:
+        if not self._again and self.lease.state is not LeaseState.PAUSED and not self._is_closed:
             self._schedule(self._clocks.boot_s())
         return self._begun + 1
 
     def close(self) -> None:
-        """No more proofs: the mount is ending."""
+        """The mount is ending: no more proofs, and whatever happens to the lease has no effect any more."""
+        self._is_closed = True
         self._next_proof_at = None
         if self._proof_scope is not None:
             self._proof_scope.cancel()
@@ -151,6 +153,8 @@ class LeaseHolder:
 
     def _apply(self, happening: Happening) -> None:
         """One step of the table and all that follows from it. No await in here: nothing may come between."""
+        if self._is_closed:
+            return
         before = self.lease
         self.lease, actions = step(before, happening, self._clocks.boot_s())
         after = self.lease

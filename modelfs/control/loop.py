@@ -46,7 +46,7 @@ class MountFacts:
     darken_s: float
     """How long a darkening may take, with this many files."""
     unmount_s: float
-    """The same of the unmount sequence. When the warden dies in it, control needs as much once more."""
+    """The same of the unmount sequence. When the warden dies in it, a child of control needs as much, and when that dies, control."""
 
 
 class ControlLoop:
@@ -78,7 +78,7 @@ class ControlLoop:
         self._facts: MountFacts
         self._notifier = notifier or Notifier()
         watchdog = Watchdog(self._notifier, self._status_line)
-        self._warden = WardenLink(channel, watchdog, Heard(self._begin_end, self._say_unmounting, self._say_status))
+        self._warden = WardenLink(channel, watchdog, Heard(self._begin_end, self._warden_unmounts, self._say_status))
         self.lease = lease(Effects(self._warden.darken, self._warden.light, self._revoke, self._report))
         self.record = Record(audit, self.lease, self._warden.note)
         self.proof: dict[str, Any] | None = None
@@ -100,10 +100,11 @@ class ControlLoop:
             The proof: the warden's, or that of `take_down`.
         """
         self._facts = facts
+        self._warden.know(facts.warden)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._receive_signals)
             nursery.start_soon(serve, server, self._handle)
-            nursery.start_soon(self._warden.run, facts.warden)
+            nursery.start_soon(self._warden.run)
             self._nursery = nursery
             nursery.start_soon(self.lease.run)
             ready()
@@ -113,6 +114,7 @@ class ControlLoop:
             if self.proof is None:
                 self.is_warden_lost = True
                 is_first = self._begin_end(WARDEN_DIED)
+                self._warden.stand_in(2 * facts.unmount_s)
                 self.proof = await take_down(WARDEN_DIED if is_first else f"{self._reason}; {WARDEN_DIED}")
             elif self._reason:
                 self.proof["reason"] = self._reason
@@ -222,6 +224,11 @@ class ControlLoop:
         logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
         self._say_status()
         self.record.follow(event, lease)
+
+    def _warden_unmounts(self, reason: str) -> None:
+        """It has fenced by itself."""
+        self.lease.close()
+        self._say_unmounting(reason)
 
     def _say_unmounting(self, reason: str) -> None:
         self._notifier.stopping(f"unmounting: {reason}")

@@ -23,7 +23,7 @@ from modelfs.control.keypage import KeyPage
 from modelfs.control.pins import Pinned, Rows, empty_pin, fill_pin
 from modelfs.control.process import fork_child, kill_child, wait_child, without_collector
 from modelfs.control.sandbox import confine_prover
-from modelfs.errors import KeyAccessError, KeyDeniedError, ModelfsError
+from modelfs.errors import KeyAccessError, KeyDeniedError, KeyServiceError, ModelfsError
 from modelfs.format.canonical import serialize
 from modelfs.format.fields import ID_SIZE
 from modelfs.format.keysfile import KeysFile, parse_keys
@@ -171,7 +171,10 @@ class Prover:
             self._pid = None
 
     async def _run(self, action: Callable[[], Answer], timeout_s: float) -> Answer:
-        pid, reading = self._start(action, timeout_s)
+        try:
+            pid, reading = self._start(action, timeout_s)
+        except KeyServiceError as exc:
+            return Answer(Verdict.NO_ANSWER, reason=str(exc), error=type(exc).__name__)
         self._pid = pid
         fd = os.pidfd_open(pid)
         try:
@@ -184,7 +187,11 @@ class Prover:
             os.close(reading)
 
     def _start(self, action: Callable[[], Answer], timeout_s: float) -> tuple[int, int]:
-        reading, writing = os.pipe()
+        """(pid, where its answer comes); KeyServiceError if no process can be had, which is no word of the key service."""
+        try:
+            reading, writing = os.pipe()
+        except OSError as exc:
+            raise KeyServiceError(f"no pipe for a proof can be had: {os.strerror(exc.errno or 0)}") from None
 
         def main() -> int:
             confine_prover()
@@ -205,9 +212,13 @@ class Prover:
             os.write(writing, json.dumps(asdict(answer)).encode()[:MAX_ANSWER_SIZE])
             return 0
 
-        pid = fork_child(main)
-        os.close(writing)
-        return pid, reading
+        try:
+            return fork_child(main), reading
+        except OSError as exc:
+            os.close(reading)
+            raise KeyServiceError(f"no process for a proof can be had: {os.strerror(exc.errno or 0)}") from None
+        finally:
+            os.close(writing)
 
     # -- in the child
 

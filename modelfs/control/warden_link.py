@@ -59,7 +59,7 @@ class WardenLink:
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._watchdog = watchdog
         self._heard = heard
-        self._pid = 0
+        self._pid: int | None = None
         self._nursery: trio.Nursery | None = None
         self._messages = 0
         self._quiet_s = SILENCE_SECONDS
@@ -79,14 +79,21 @@ class WardenLink:
         """The unmount, or there is no warden any more to begin it."""
         self.ended = trio.Event()
 
-    async def run(self, pid: int) -> None:
-        """Hear and watch the warden, until cancelled. `pid`: our child, not reaped before this has ended, so the number is its own."""
+    def know(self, pid: int) -> None:
+        """Which process it is: our child, not reaped before the mount has ended, so the number is its own. Before all else."""
         self._pid = pid
+
+    async def run(self) -> None:
+        """Hear and watch the warden, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._receive)
             await self._watchdog.run(self._ask)
             await self._end_silent()
+
+    def stand_in(self, seconds: float) -> None:
+        """Somebody else does for at most so long what the dead warden should: the service manager is not to wait for its answers."""
+        self._watchdog.busy(seconds)
 
     @property
     def is_dark(self) -> bool:
@@ -131,6 +138,8 @@ class WardenLink:
 
     def _send(self, message: Message) -> None:
         """Without waiting. A full channel is one whose warden does not answer; a dead one is heard of otherwise."""
+        if self.ended.is_set():
+            return
         try:
             self._raw.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -221,6 +230,8 @@ class WardenLink:
                 await self.unmount(SILENT)
 
     async def _kill(self) -> None:
+        if self._pid is None:
+            raise RuntimeError("nobody has said which process the warden is")
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         with trio.move_on_after(DRAIN_SECONDS):

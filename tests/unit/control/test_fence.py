@@ -63,3 +63,11 @@ def test_revoked_is_not_weakened_to_locked() -> None:
     fence.close(State.LOCKED)
     assert fence.state is State.REVOKED
     assert fence.errno == errno.EKEYREVOKED
+
+
+def test_revoked_is_for_good() -> None:
+    fence = Fence()
+    fence.open_epoch()
+    fence.close(State.REVOKED)
+    assert not fence.allows(fence.open_epoch())
+    assert fence.state is State.REVOKED

@@ -302,3 +302,21 @@ async def test_a_jump_while_an_operator_has_locked_asks_nobody(autojump_clock: M
         nursery.cancel_scope.cancel()
     assert world.state is LeaseState.PAUSED
     assert len(world.proofs) == asked
+
+
+async def test_nothing_lights_a_mount_that_is_ending(autojump_clock: MockClock) -> None:
+    """An unlock, a renewal or the lease's end while the unmount goes on: no proof, no key, no light."""
+    for paused in (True, False):
+        world = World(autojump_clock)
+        if paused:
+            world.holder.lock()
+        world.fence.close(State.REVOKED)
+        world.holder.close()
+        world.key_page.wipe()
+        told, proofs = list(world.told), len(world.proofs)
+        world.holder.unlock()
+        world.holder.prove_now()
+        await world.live(1000)
+        assert (world.told, len(world.proofs)) == (told, proofs)
+        assert world.key_page.read() == bytes(32)
+        assert world.fence.state is State.REVOKED

@@ -34,7 +34,8 @@ def test_a_full_channel_is_a_warden_that_does_not_answer() -> None:
 
         async def main() -> None:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(loop._warden.run, warden.pid)
+                loop._warden.know(warden.pid)
+                nursery.start_soon(loop._warden.run)
                 await trio.testing.wait_all_tasks_blocked()
                 for _ in range(5000):
                     effects[0].light()
