@@ -23,7 +23,10 @@ class FaultLog:
         self._lines = 0
 
     def report(self, text: str) -> None:
-        """Log a fault (file, block, what was expected), unless it was just said."""
+        """Log a fault (file, block, what was expected), unless it was just said.
+
+        It may be that nobody has read it yet, and the kernel only reads ahead: a request does not say, and an operator wants to know.
+        """
         now = self._clock()
         last = self._seen.find(text)
         if last is not None and now - last < WINDOW_S:
@@ -33,6 +36,6 @@ class FaultLog:
             self._window, self._lines = now, 0
         self._lines += 1
         if self._lines <= LINES_IN_WINDOW:
-            logger.error("%s: readers get EIO; `modelfs verify` lists every fault, fetch the blob again", text)
+            logger.error("%s: whoever reads it gets EIO; `modelfs verify` lists every fault, fetch the blob again", text)
         elif self._lines == LINES_IN_WINDOW + 1:
             logger.error("more bad blocks: not logged for a minute; `modelfs verify` lists every fault")

@@ -93,11 +93,11 @@ def _begin(
 ) -> Callable[[], list[Fault]]:
     """Have the pool check a blob; what waits for it and tells the faults must be called."""
     name = f"blobs/{blob.id}"
-    found_size = store.file_size(name)
-    if found_size != shape.ciphertext_size:
-        found = "missing" if found_size is None else f"{found_size} bytes"
-        return lambda: [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", found)]
     try:
+        found_size = store.file_size(name)
+        if found_size != shape.ciphertext_size:
+            found = "missing" if found_size is None else f"{found_size} bytes"
+            return lambda: [Fault(blob.id, None, "blob size", f"{shape.ciphertext_size} bytes", found)]
         fd = store.open_file(name)
     except StoreError as exc:
         unreadable = [Fault(blob.id, None, "blob", "readable", str(exc))]
