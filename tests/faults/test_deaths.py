@@ -7,10 +7,12 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from modelfs.control.process import is_running
+from modelfs.errors import MountError
 from tests.faults.conftest import REVOKED, Crowd, MemoryGroup, assert_dark, assert_gone, children, status
 from tests.helpers import Sealed
 from tests.mount.conftest import Mounted, Program, modelfs, mount_command, wait_until
@@ -139,6 +141,9 @@ def test_control_or_warden(
     ENDS[end](mounted.facts[role])
     if (role, end) == ("warden", "exception"):
         os.kill(pids[2], KILL)  # its replacement needs a descriptor
+    if (role, end) == ("control", "exception"):
+        with suppress(MountError):
+            status(mounted)  # whom it would answer needs one
     assert_gone(mounted, pids)
     assert readers.finish() <= REVOKED | {"SIGBUS"}
     assert_dark(holder.finish())
