@@ -50,7 +50,7 @@ from modelfs.mount.mountpoint import check_mountpoint
 from modelfs.mount.session import MountOptions, Session, detach_dead, open_session
 from modelfs.mount.teardown import Proof, darken_seconds, tear_down, tear_down_seconds
 from modelfs.mount.view import Appearance
-from modelfs.mount.warden import Warden
+from modelfs.mount.warden import CONTROL_DIED, Warden
 from modelfs.mount.worker import MountShare
 from modelfs.reader.index import fetch_index
 from modelfs.store.local import Store
@@ -256,11 +256,12 @@ def _start_warden(share: MountShare, channel: socket.socket, workers: int, audit
         warden = Warden(share, channel, workers)
         warden.key_version = key_version
         proof = warden.run()
-        if os.getppid() != control:
+        # A process that is killed closes its descriptors, which is seen here, some time before its children get another parent.
+        if proof.reason == CONTROL_DIED or os.getppid() != control:
             if audit is not None and warden.kek is not None:
                 audit.subject = replace(audit.subject, kek=warden.kek)
             _finish_alone(share.session.mountpoint, audit, warden.key_version, proof)
-        return MountLostError.exit_code if proof.reason == "control died" else 0
+        return MountLostError.exit_code if proof.reason == CONTROL_DIED else 0
 
     return fork_child(main)
 

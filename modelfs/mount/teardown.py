@@ -24,6 +24,8 @@ from modelfs.mount.worker import MountShare, Worker, start_worker
 KEYLESS_WORKERS = 2
 EVICT_SECONDS = 10.0
 CHECK_SECONDS = 5.0
+RECOUNT_SECONDS = 1.0
+"""For all files together: what is counted is counted again until it is nothing."""
 SECONDS_PER_INODE = 0.0005
 """On top of both, for models of very many files."""
 REAP_SECONDS = 1.0
@@ -255,13 +257,17 @@ def _count_resident(share: MountShare, alive: Alive) -> tuple[int | None, str | 
         if cached_pages(root) is None or open_inode(root, 1) is None:
             os.write(writing, _CANNOT)  # the root is always known: this kernel does not find inodes so, and 0 would be a guess
             return
-        pages = 0
+        pages, patience = 0, time.monotonic() + RECOUNT_SECONDS
         for inode in range(1, len(share.rows) + 1):
             row = share.rows.row(inode)
             fd = open_inode(root, inode) if row and row[0] else None
             if fd is None:
                 continue
             found = cached_pages(fd)
+            # For a read that is about to be refused the kernel makes pages, empty ones, and drops them again.
+            while found and time.monotonic() < patience:
+                time.sleep(RESEND_SECONDS)
+                found = cached_pages(fd)
             os.close(fd)
             if found is None:
                 os.write(writing, _CANNOT)

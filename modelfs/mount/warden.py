@@ -31,6 +31,7 @@ REASON_MS = 20
 ALIVE_SECONDS = 0.25
 """At work it says that it lives no more often than this."""
 MAX_PACKET_SIZE = 65536
+CONTROL_DIED = "control died"
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Warden:
             if self._channel.fileno() in ready:
                 message = self._receive()
                 if message is None:
-                    return "control died"
+                    return CONTROL_DIED
                 match message.get("do"):
                     case "unmount":
                         return str(message.get("reason", "unmount"))
