@@ -51,7 +51,6 @@ def with_vault(command: Callable[..., None]) -> Callable[..., None]:
     It is given what they come to, on top of the table of the file that --config names, if it has a `context`; see `read_settings`.
     """
 
-    @functools.wraps(command)
     def run(**values: Any) -> None:
         options = {name: values.pop(name) for name in _OPTIONS}
         context = values.get("context")
@@ -64,9 +63,11 @@ def with_vault(command: Callable[..., None]) -> Callable[..., None]:
             parameters += [parameter.replace(name=name, annotation=kind, default=default) for name, (kind, default) in _OPTIONS.items()]
         else:
             parameters.append(parameter)
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    made: Any = functools.wraps(command)(run)
+    made.__signature__ = signature.replace(parameters=parameters)
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    wrapped: Callable[..., None] = made
+    return wrapped
 
 
 def read_settings(

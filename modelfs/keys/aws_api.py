@@ -5,7 +5,7 @@ verifies nothing if AWS_CA_BUNDLE is empty; its loggers write bodies of requests
 the services that it gets credentials from.
 """
 
-import encodings.idna  # noqa: F401  used by name look-ups; imported here once, or each prover would import it within its second
+import codecs
 import ipaddress
 import logging
 import os
@@ -69,6 +69,7 @@ def _load_models() -> botocore.loaders.Loader:
     return loader
 
 
+codecs.lookup("idna")  # name look-ups use it: loaded here once, or each prover would load it within its second
 _silence()
 _MODELS = _load_models()
 

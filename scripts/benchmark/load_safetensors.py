@@ -13,7 +13,8 @@ from safetensors import safe_open
 answer, count = 0, 0
 for path in sorted(Path(sys.argv[1]).glob("*.safetensors")):
     with safe_open(path, framework="numpy") as file:  # maps the file
-        for name in file.keys():  # noqa: SIM118  not a dict
+        names = file.keys()
+        for name in names:
             tensor = file.get_tensor(name)
             count += 1
             answer += int(np.sum(tensor.view(f"u{tensor.itemsize}"), dtype=np.uint64))

@@ -1,5 +1,6 @@
-"""The emulators of these tests."""
+"""The emulators and mounts of these tests."""
 
 from tests.aws.fixtures import authority, ministack, moto
+from tests.mount.conftest import mount, program
 
-__all__ = ["authority", "ministack", "moto"]
+__all__ = ["authority", "ministack", "moto", "mount", "program"]

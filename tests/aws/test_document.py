@@ -19,7 +19,9 @@ def test_the_table_of_answers_is_the_one_that_runs() -> None:
     rows = TEXT[start : TEXT.index("| any other, a timeout", start)].splitlines()[2:]
     found = {}
     for row in rows:
-        codes, reason, kind = re.fullmatch(r"\| ((?:`\w+`(?:, )?)+): (.*) \| (\w+) \|", row).groups()  # type: ignore[union-attr]
+        parts = re.fullmatch(r"\| ((?:`\w+`(?:, )?)+): (.*) \| (\w+) \|", row)
+        assert parts, row
+        codes, reason, kind = parts.groups()
         found |= {code: (Kind(kind), reason) for code in re.findall(r"`(\w+)`", codes)}
     assert found == {code: said for code, said in ANSWERS.items() if said[0] is not Kind.ALLOWED}
 

@@ -17,8 +17,6 @@ from tests.leases.denials import end_by_denial
 from tests.leases.outages import assert_again, assert_bound
 from tests.leases.watching import FILE, PLAIN, RENEW_S, Outcome, status
 from tests.mount.conftest import Mounted, Program, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
-from tests.mount.conftest import program as program  # noqa: PLC0414  a fixture
 
 
 @pytest.mark.parametrize("name", DENIALS)

@@ -20,7 +20,6 @@ from tests.leases.impostor import server_context
 from tests.leases.outages import impostor
 from tests.leases.watching import FILE, PLAIN
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.mount.test_memory import memory
 from tests.vault.test_mounted_secrets import leaks
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -20,11 +21,11 @@ def source(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "src", {"config.json": b"{}", "d/weights": b"w" * 10_000}, {"d/link": "../config.json"})
 
 
-def commands(group: object = None, name: str = "") -> dict[str, object]:
+def commands(group: Any = None, name: str = "") -> dict[str, object]:
     """Every command by its full name, for example `keygen kek`."""
     group = group or typer.main.get_command(make_app([]))
     found = {}
-    for part, command in group.commands.items():  # type: ignore[attr-defined]
+    for part, command in group.commands.items():
         full = f"{name} {part}".strip()
         found |= commands(command, full) if hasattr(command, "commands") else {full: command}
     return found
