@@ -18,12 +18,15 @@ from securesystemslib.signer._key import SSlibKey
 from securesystemslib.signer._signature import Signature
 
 from modelfs.crypto.keyfiles import read_private
-from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, ModelfsError
+from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError, ModelfsError
+from modelfs.keys.deadline import within
 from modelfs.keys.signer_options import SignerOptions
 
 T = TypeVar("T")
 
 MAX_PIN_SIZE = 256
+TIMEOUT_S = 60.0
+"""For one use of the token; a person may have to touch it."""
 _URI = re.compile(r"hsm:([0-9]{0,18})(?:\?label=([^&#?]+))?")
 _LIBRARY = "PYKCS11LIB"
 
@@ -81,10 +84,17 @@ def read_pin(path: Path | None) -> str:
 
 
 def _translate(uri: str, action: Callable[[], T]) -> T:
+    """What an action of the token gives, its errors being ours.
+
+    In a thread of its own: a module that shares OpenSSL with Python leaves errors in the calling thread's queue, where the next read from
+    a TLS connection takes them for its own; and a token that has stopped answering is left behind.
+    """
     try:
-        return action()
+        return within(TIMEOUT_S, action)
     except ModelfsError:
         raise
+    except TimeoutError:
+        raise KeyServiceError(f"the token of {uri} did not answer within {TIMEOUT_S:g} s: see that it is there, and free") from None
     except (PinIncorrect, PinInvalid, PinLenRange):
         raise KeyDeniedError(
             f"the token of {uri} refuses the PIN: mend the file first, a token locks itself after a few wrong ones"

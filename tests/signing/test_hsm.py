@@ -1,5 +1,7 @@
 """Signing keys in a PKCS#11 token: a real module (SoftHSM2), real keys; the PIN comes from a file and goes nowhere else."""
 
+import contextlib
+import fcntl
 import logging
 import os
 import subprocess
@@ -13,7 +15,8 @@ from modelfs.crypto.signing import sign_payload, trust_signer
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError
 from modelfs.keys import export_public_key, open_signer
 from tests.helpers import REPOSITORY, KeySet, Sealed, write_tree
-from tests.signing.token import PIN, WRONG_PIN, Token
+from tests.signing.token import PIN, WRONG_PIN, Token, make_token
+from tests.vault.server import dev_vault
 
 TYPE = "application/vnd.test"
 
@@ -101,6 +104,61 @@ def test_no_module(token: Token, module: str, tmp_path: Path) -> None:
     assert done.returncode in (2, 5)
     assert done.stderr.count("\n") == 1
     assert "PYKCS11LIB" in done.stderr
+
+
+NO_ERRORS_LEFT = """
+import ssl
+from modelfs.keys import open_signer
+
+client_out, server_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server_side.load_cert_chain({certificate!r}, {private!r})
+server = server_side.wrap_bio(client_out, server_out, server_side=True)
+client = ssl.create_default_context(cafile={ca!r}).wrap_bio(server_out, client_out, server_hostname="localhost")
+for _ in range(2):
+    for side in (client, server):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+
+open_signer({uri!r})
+try:
+    client.read()
+except ssl.SSLWantReadError:
+    print("open")
+server.write(b"answer")
+print(client.read().decode())
+"""
+
+
+def test_a_tls_connection_outlives_the_use_of_a_token(token: Token, key: str, tmp_path: Path) -> None:
+    """SoftHSM shares OpenSSL with Python, and leaves errors in the thread's queue, where the next read takes them for the connection's.
+
+    In a process of its own: it happens when the module is loaded, too.
+    """
+    authority = dev_vault.Authority(tmp_path)
+    certificate, private = authority.issue("server", is_server=True)
+    program = NO_ERRORS_LEFT.format(certificate=str(certificate), private=str(private), ca=str(authority.path), uri=key)
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("open\nanswer\n", "")
+
+
+def test_a_token_that_does_not_answer_is_left_behind(tmp_path: Path) -> None:
+    """SoftHSM waits for the locks of its files; the command still ends, though its thread does not."""
+    token = make_token(tmp_path)
+    uri = token.make_key(1)
+    program = "import sys, modelfs.keys.hsm_sign as h; h.TIMEOUT_S = 1; from modelfs.cli.app import main; sys.argv[0] = 'modelfs'; main()"
+    with contextlib.ExitStack() as held:
+        for path in (tmp_path / "tokens").rglob("*.*"):
+            fcntl.lockf(held.enter_context(open(path, "r+b")), fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-c", program, "pubkey", uri, "--out", str(tmp_path / "pub")],
+            env={**os.environ, **token.environment}, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert f"the token of {uri} did not answer within 1 s" in done.stderr
+    assert not (tmp_path / "pub").exists()
 
 
 def test_seal_with_a_token_and_the_pin_is_nowhere(
