@@ -11,13 +11,13 @@ import logging
 import os
 import socket
 import ssl
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from modelfs.errors import ConfigError, KeyServiceError
+from modelfs.keys.deadline import within
 
 MAX_ANSWER_SIZE = 256 * 1024
 
@@ -114,25 +114,14 @@ class Wire:
         Raises:
             KeyServiceError: No whole answer in time, or not over a connection that may be believed.
         """
-        outcome: list[Reply | Exception] = []
-
-        def work() -> None:
-            try:
-                outcome.append(self._send(method, path, headers, body))
-            except Exception as exc:
-                outcome.append(exc)
-
-        # A thread, because neither name resolution nor an answer that trickles in can be bounded otherwise.
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(max(0.0, self._deadline - time.monotonic()))
-        if not outcome or isinstance(outcome[0], TimeoutError):
+        try:
+            return within(self._deadline - time.monotonic(), lambda: self._send(method, path, headers, body))
+        except TimeoutError:
             self._hang_up()
-            raise KeyServiceError(f"the key service {self.endpoint} did not answer within {self._timeout_s:.3g} s")
-        if isinstance(outcome[0], Reply):
-            return outcome[0]
-        # `from None`: an HTTP library's error may quote what it was about to send.
-        raise KeyServiceError(f"the key service {self.endpoint} cannot be used: {_explain(outcome[0])}") from None
+            raise KeyServiceError(f"the key service {self.endpoint} did not answer within {self._timeout_s:.3g} s") from None
+        except Exception as exc:
+            # `from None`: an HTTP library's error may quote what it was about to send.
+            raise KeyServiceError(f"the key service {self.endpoint} cannot be used: {_explain(exc)}") from None
 
     def _send(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Reply:
         connection = self._connection or self._connect()
