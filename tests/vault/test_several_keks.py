@@ -97,6 +97,9 @@ class Region:
     def speak(self) -> None:
         self.switch.lead_to(self.server.vault.port)
 
+    def shut_off_version(self, version: int) -> None:
+        self.server.root.secrets.transit.update_key_configuration(self.name, min_decryption_version=version + 1)
+
     def table(self, address: str, login: str) -> str:
         """Of a configuration file."""
         where = f'address = "{address}"\nca_file = "{self.server.vault.ca.path}"\n'
@@ -163,7 +166,7 @@ def a_denies(a: Region, host: Host) -> None:
 
 def a_shuts_its_version_off(a: Region, host: Host) -> None:
     a.server.root.secrets.transit.rotate_key(a.name)
-    a.server.root.secrets.transit.update_key_configuration(a.name, min_decryption_version=2)
+    a.shut_off_version(1)
 
 
 def a_is_silent(a: Region, host: Host) -> None:
@@ -456,13 +459,15 @@ def test_both_are_rewrapped_and_both_old_versions_shut_off(scene: Scene, mount: 
         assert done.returncode == 0, done.stderr
         assert [(each["label"], each["key_version"]) for each in json.loads(done.stdout)["rewrapped"]] == [("", 2), ("b", 2)]
         assert done.stderr == "", "each is rewrapped by its own Vault, and nothing is left"
-        for region in (scene.a, scene.b):
-            region.server.root.secrets.transit.update_key_configuration(region.name, min_decryption_version=2)
+        # A's is shut off when A is not asked any more: a no to its old entry would count if it were silenced right after it.
+        scene.b.shut_off_version(1)
         scene.a.silence()
         wait_until(lambda: status(mounted)["kek"] == scene.name(scene.b), 10, "B's grant by its new entry")
         assert status(mounted)["key_version"] == 2
+        scene.a.shut_off_version(1)
         scene.a.speak()
         wait_until(lambda: status(mounted)["kek"] == scene.name(scene.a), 10, "A's grant by its new entry")
+        assert status(mounted)["key_version"] == 2
     assert watcher.bad() == []
 
 
