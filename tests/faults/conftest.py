@@ -18,9 +18,9 @@ from modelfs.control.socket import request, socket_path
 from modelfs.mount.mountinfo import top_mount
 from tests.conftest import SealedBuilder
 from tests.helpers import REPOSITORY, Sealed
-from tests.mount.conftest import Mounted, Program, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
-from tests.mount.conftest import program as program  # noqa: PLC0414  a fixture
+from tests.mount.conftest import Mounted, Program, mount, program, wait_until
+
+__all__ = ["mount", "program"]
 
 SIZE = 16 << 20
 MODES = ("buffered", "direct", "mmap", "buffered", "direct", "buffered", "direct", "buffered")

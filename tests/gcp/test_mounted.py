@@ -15,7 +15,6 @@ from tests.leases.denials import end_by_denial
 from tests.leases.outages import assert_again, assert_bound
 from tests.leases.watching import FILE, PLAIN, Outcome, mounts
 from tests.mount.conftest import Mounted, Program
-from tests.mount.conftest import program as program  # noqa: PLC0414  a fixture
 
 
 @pytest.mark.parametrize("denial", DENIALS)

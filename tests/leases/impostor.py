@@ -76,7 +76,8 @@ class ServiceImpostor:
                 self._connections.append(connection)
             file = connection.makefile("rb")
             while line := file.readline():
-                path = line.split()[1].decode()
+                _method, target, *_ = line.split()  # ValueError: a client that was killed in the middle of a line
+                path = target.decode()
                 headers = {}
                 while (header := file.readline().strip()) != b"":
                     name, _, value = header.decode().partition(": ")

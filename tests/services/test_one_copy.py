@@ -15,7 +15,6 @@ from tests.helpers import MODEL, KeySet, Sealed, write_tree
 from tests.leases.impostor import server_context
 from tests.leases.tls import TlsFront
 from tests.mount.conftest import Mounted, modelfs
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.server import Server
 
 FILES = {"config.json": b"{}", "weights/model.bin": os.urandom(3_000_001), "empty": b""}

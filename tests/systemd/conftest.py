@@ -13,9 +13,11 @@ import pytest
 
 from tests.helpers import MODEL, KeySet, seal, write_tree
 from tests.mount import reader
-from tests.mount.conftest import Program
+from tests.mount.conftest import Program, mount
 from tests.systemd.machine import Machine
-from tests.vault.fixtures import server as server  # noqa: PLC0414  a fixture
+from tests.vault.fixtures import server
+
+__all__ = ["mount", "server"]
 
 PLAIN = random.Random(7).randbytes(8 << 20)
 SUM = hashlib.sha256(PLAIN).hexdigest()

@@ -8,7 +8,6 @@ import pytest
 
 from tests.conftest import SealedBuilder
 from tests.mount.conftest import Mounted
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 
 
 def test_the_daemon_says_who_it_is(sealed: SealedBuilder, mount: Callable[..., Mounted], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from modelfs.store.local import Store
 from modelfs.trust.release import read_keys
 from tests.helpers import KeySet
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.server import Server
 from tests.vault.test_mounted_leases import PLAIN, Leased
 

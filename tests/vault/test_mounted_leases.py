@@ -14,8 +14,6 @@ from modelfs.control.socket import request, socket_path
 from tests.helpers import KeySet
 from tests.leases.denials import end_by_denial
 from tests.mount.conftest import Mounted, Program, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
-from tests.mount.conftest import program as program  # noqa: PLC0414  a fixture
 from tests.vault.leased import DENIALS, PLAIN, RENEW_S, TTL_S, Leased, Watcher
 from tests.vault.server import Server
 

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet, Sealed, write_tree
 from tests.mount.conftest import Mounted, modelfs, mount_command, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.identities import ClusterApi, cluster_api, public_pem, signed_token
 from tests.vault.leased import PLAIN, RENEW_S, Leased, Watcher, revoke_accessors, status
 from tests.vault.server import Server, write_secret

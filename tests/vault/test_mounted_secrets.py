@@ -20,7 +20,6 @@ from modelfs.store.local import Store
 from modelfs.trust.release import read_keys
 from tests.helpers import NOW, KeySet, Sealed, load_signer, write_tree
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.mount.test_memory import memory
 from tests.vault.server import Server, write_secret
 

@@ -17,7 +17,6 @@ from modelfs.keys.vault_settings import TokenFile
 from modelfs.mount.mountinfo import top_mount
 from tests.helpers import KeySet
 from tests.mount.conftest import Mounted, modelfs
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.leased import PLAIN, Leased, Watcher
 from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, SELF, Server, manifest, write_secret
 

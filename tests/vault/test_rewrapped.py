@@ -10,7 +10,6 @@ from modelfs.format.keysfile import parse_keys
 from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet
 from tests.mount.conftest import Mounted, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.leased import RENEW_S, Leased, Watcher, status
 from tests.vault.server import Server
 

@@ -26,7 +26,6 @@ from modelfs.store.local import Store
 from tests.helpers import NOW, KeySet, Sealed, load_signer, write_tree
 from tests.leases.switch import Switch
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.mount.conftest import mount as mount  # noqa: PLC0414  a fixture
 from tests.vault.impostor import Impostor, Misbehave, hang, server_context
 from tests.vault.leased import FILE, PLAIN, Watcher, status
 from tests.vault.server import CONTEXT, DEK, Server, manifest, running_server, write_secret
