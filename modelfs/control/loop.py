@@ -125,11 +125,6 @@ class ControlLoop:
             nursery.cancel_scope.cancel()
         return self.proof
 
-    @property
-    def reason(self) -> str:
-        """Why the mount ended, as far as control knows."""
-        return self._reason or str((self.proof or {}).get("reason", WARDEN_DIED))
-
     async def _receive_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()

@@ -234,11 +234,13 @@ def _serve(
         if ended is None:
             kill_child(warden)
             wait_child(warden, 1.0)
+    reason = str(proof["reason"])
+    is_revoked = reason.startswith("revoked")
+    loop.record.write(AuditKind.REVOKED if is_revoked or loop.is_warden_lost else AuditKind.UNMOUNT, reason, proof)
     if loop.is_warden_lost:
-        loop.record.write(AuditKind.REVOKED, proof["reason"], proof)
         logger.error("proof: %s", proof)
-        raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
-    loop.record.write(AuditKind.REVOKED if loop.reason.startswith("revoked") else AuditKind.UNMOUNT, loop.reason, proof)
+        if not is_revoked:  # a denial stays one: who hears of the exit code must not mount again by himself
+            raise MountLostError(f"the warden of {facts.mountpoint} died: the mount was taken down; see the log and mount again")
     return proof
 
 

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +19,8 @@ from modelfs.control.process import is_running
 from modelfs.control.socket import request, socket_path
 from modelfs.control.warden_link import SILENCE_SECONDS
 from tests.faults.conftest import assert_dark, assert_gone, children, status
-from tests.helpers import Sealed
-from tests.mount.conftest import Mounted, Program, modelfs, wait_until
+from tests.helpers import REPOSITORY, Sealed
+from tests.mount.conftest import Mounted, Program, modelfs, mount_command, wait_until
 
 OWN_SECONDS = 3.0
 """What control needs for the unmount sequence, and a program to start, on a machine that does other work too."""
@@ -27,8 +30,9 @@ BOUND_SECONDS = SILENCE_SECONDS + OWN_SECONDS
 class Stopper:
     """Stops a warden as soon as it has a child more: the first worker without keys, which is the sequence's first step after the fence."""
 
-    def __init__(self, mounted: Mounted, at_child: int = 1) -> None:
-        self._warden, self._workers = mounted.facts["warden"], set(status(mounted)["workers"])
+    def __init__(self, said: dict[str, Any], at_child: int = 1) -> None:
+        """Take what the mount says of itself."""
+        self._warden, self._workers = said["warden"], set(said["workers"])
         self._at_child = at_child
         self.stopped_at: float | None = None
         self._ended = threading.Event()
@@ -82,7 +86,7 @@ def readers(model: Sealed, mount: Callable[..., Mounted], program: Callable[...,
 def test_unmount(readers: Readers, at_child: int) -> None:
     mounted, toucher, holder = readers()
     pids = mounted.pids()
-    stopper = Stopper(mounted, at_child)
+    stopper = Stopper(status(mounted), at_child)
     done = modelfs("unmount", mounted.path, "--json")
     returned_at = time.monotonic()
     stopped_at = stopper.finish()
@@ -105,7 +109,7 @@ def test_unmount(readers: Readers, at_child: int) -> None:
 def test_what_is_said_meanwhile(readers: Readers) -> None:
     """A lease that has time left is not what counts any more; a second unmount gets the same answer."""
     mounted, toucher, holder = readers()
-    stopper = Stopper(mounted)
+    stopper = Stopper(status(mounted))
     socket = socket_path(os.path.realpath(mounted.path))
     answers: list[dict[str, Any]] = []
     clients = [threading.Thread(target=lambda: answers.append(request(socket, {"do": "unmount"}, 30))) for _ in range(2)]
@@ -129,7 +133,7 @@ def test_what_is_said_meanwhile(readers: Readers) -> None:
 def test_lock(readers: Readers) -> None:
     mounted, toucher, holder = readers()
     pids = mounted.pids()
-    stopper = Stopper(mounted)
+    stopper = Stopper(status(mounted))
     done = modelfs("lock", mounted.path)
     stopped_at = stopper.finish()
     assert dead_at(toucher, BOUND_SECONDS) - stopped_at < BOUND_SECONDS
@@ -145,7 +149,7 @@ def test_the_lease_s_end_and_a_denial(readers: Readers, how: str) -> None:
     pids = mounted.pids()
     kek = mounted.sealed.keys.kek
     kept = kek.with_name("kept")
-    stopper = Stopper(mounted)
+    stopper = Stopper(status(mounted))
     kek.rename(kept)
     try:
         if how == "denied":
@@ -159,3 +163,33 @@ def test_the_lease_s_end_and_a_denial(readers: Readers, how: str) -> None:
     finally:
         kept.rename(kek)
     assert_dark(holder.finish())
+
+
+def test_a_denial_is_no_reason_to_mount_again(model: Sealed, tmp_path: Path) -> None:
+    """Exit code 5, and not 8, after which the service manager would start it again."""
+    place, audit = tmp_path / "mnt", tmp_path / "audit"
+    place.mkdir()
+    options = ["--foreground", "--renew-every", 0.5, "--ttl", 60, "--workers", 2, "--audit", audit]
+    command = [sys.executable, "-m", "modelfs", *map(str, mount_command(model, place, tmp_path / "state", *options))]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kek = model.keys.kek
+    kept = kek.with_name("kept")
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is mounted
+        stopper = Stopper(request(socket_path(os.path.realpath(place)), {"do": "status"}, 10))
+        kek.rename(kept)
+        kek.write_bytes(os.urandom(32))
+        kek.chmod(0o600)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        if kept.exists():
+            kept.rename(kek)
+    stopper.finish()
+    assert process.returncode == 5, err
+    assert "because access to the key has been revoked" in err.splitlines()[-1]
+    assert "; the warden died" in err.splitlines()[-1]
+    assert "0 bytes" in out
+    assert [json.loads(line)["event"] for line in audit.read_text().splitlines()] == ["mount", "denied", "revoked"]

@@ -45,7 +45,7 @@ def test_a_full_channel_is_a_warden_that_does_not_answer() -> None:
         trio.run(main)
         assert warden.wait(5) == -signal.SIGKILL
     assert fence.state is State.REVOKED
-    assert loop.reason == "the warden does not answer"
+    assert loop._why_ending == "the warden does not answer"
     theirs.close()
 
 
