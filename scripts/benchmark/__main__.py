@@ -28,6 +28,9 @@ EVERYTHING = [*READS, "loads", *WRITES, *SCALE]
 QUICK = [*READS, "loads", *WRITES, "ready"]
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @dataclass(frozen=True)
 class Order:
     """What is asked for."""
@@ -43,7 +46,7 @@ class Order:
 
 def main() -> int:
     """Measure and report; 0 also where candidates are missing, which the report says."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOPS:
         signal.signal(number, _stop)
     arguments = _parse(sys.argv[1:])
     try:
@@ -77,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)  # a second one must not keep us from unmounting
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 

@@ -1,12 +1,15 @@
 """What is compared, each as its program ships it."""
 
+import os
+import select
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from benchmark.cache import files_below, read_ahead_file, read_ahead_kb, sync
-from benchmark.candidate import Candidate, FuseCandidate, is_mounted
+from benchmark.candidate import MOUNT_SECONDS, Candidate, FuseCandidate, is_mounted
 from benchmark.system import BenchError, install, last_words, python, run, start
 
 MODEL = "bench"
@@ -156,8 +159,10 @@ class Modelfs(FuseCandidate):
         """It is ready when it says so, which is after the mount is in the kernel's table."""
         self.daemon = start(self.command(writable), self.log, stdout=subprocess.PIPE)
         assert self.daemon.stdout is not None
-        for line in self.daemon.stdout:
-            if line == "}\n":
+        fd, said, deadline = self.daemon.stdout.fileno(), b"", time.monotonic() + MOUNT_SECONDS
+        while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0] and (part := os.read(fd, 65536)):
+            said += part
+            if said.endswith(b"\n}\n"):
                 return
         self.unmount()
         raise BenchError(f"{self.name} did not mount: {last_words(self.log.read_text(errors='replace'))}")

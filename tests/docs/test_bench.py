@@ -3,34 +3,37 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmark import cache
+from benchmark.__main__ import EVERYTHING
 from benchmark.report import describe
 from benchmark.results import Results
 from benchmark.rows import CURVES, ROWS
 
 from tests.conftest import fuse_mounts
 from tests.helpers import REPOSITORY
+from tests.mount.conftest import wait_until
 
 SETTINGS = {"rounds": 1, "size_mib": 1, "read_ahead_kb": 128}
 
 
+PATH = os.pathsep.join([str(REPOSITORY / "scripts"), str(REPOSITORY)])
+
+
+def command(*options: object) -> list[str]:
+    return [sys.executable, "-m", "benchmark", *map(str, options)]
+
+
 def bench(*options: object, **variables: str) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join([str(REPOSITORY / "scripts"), str(REPOSITORY)])
-    return subprocess.run(
-        [sys.executable, "-m", "benchmark", *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": path, **variables},
-    )
+    env = {**os.environ, "PYTHONPATH": PATH, **variables}
+    return subprocess.run(command(*options), capture_output=True, text=True, check=False, timeout=280, cwd=REPOSITORY, env=env)
 
 
 def report_of(done: "subprocess.CompletedProcess[str]", results: Path) -> dict[str, Any]:
@@ -65,6 +68,52 @@ def test_a_small_run_measures_and_reports(tmp_path: Path) -> None:
     assert not list(work.iterdir())
     assert not fuse_mounts(tmp_path)
     assert cache.read_ahead_kb(work) == before
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.fuse
+def test_every_row_and_curve_is_measured(tmp_path: Path) -> None:
+    """Of plain files and modelfs; what the others are only is other command lines."""
+    small = ["--quick", "--size", 8, "--write-size", 8, "--rounds", 1, "--work", tmp_path, "--results", tmp_path / "results"]
+    done = bench(*small, "--rows", ",".join(EVERYTHING), "--candidates", "ext4,modelfs")
+    report = report_of(done, tmp_path / "results")
+    assert set(report["rows"]) == {row.name for row in ROWS}
+    assert set(report["curves"]) == {curve.name for curve in CURVES}
+    for name, row in report["rows"].items():
+        assert min(row["candidates"]["modelfs"]["samples"]) > 0, name
+    for name, curve in report["curves"].items():
+        assert len(curve["series"]["modelfs"]["points"]) > 1, name
+
+
+@pytest.mark.alone
+@pytest.mark.fuse
+def test_interrupted_again_and_again_it_unmounts(tmp_path: Path) -> None:
+    """Who is in a hurry presses Ctrl-C more than once."""
+    work, results = tmp_path / "work", tmp_path / "results"
+    work.mkdir()
+    options = ["--size", 8, "--rounds", 50, "--work", work, "--results", results, "--rows", "first-read", "--candidates", "ext4,modelfs"]
+    process = subprocess.Popen(
+        command(*options),
+        env={**os.environ, "PYTHONPATH": PATH},
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: bool(fuse_mounts(work)), 60, "a mount")
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        _out, said = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert "bench: interrupted" in said.splitlines()[-1]
+    assert not fuse_mounts(tmp_path)
+    assert not list(work.iterdir())
 
 
 @pytest.mark.alone
