@@ -21,22 +21,10 @@ from modelfs.keys.interface import Grant
 from tests.aws.emulators import ACCESS_KEY, SECRET_KEY, credentials_file, environment, use
 from tests.aws.impostor import JSON, KEY_ARN, Impostor, error, reply
 from tests.helpers import REPOSITORY
-from tests.leases.impostor import (
-    Misbehave,
-    endless_headers,
-    flood,
-    hang,
-    hang_up,
-    http,
-    send,
-    server_context,
-    trickle,
-    trickle_body,
-)
+from tests.leases.impostor import PROXY_PAGE, SILENT, Misbehave, hang, http, no_answers, send, server_context
 from tests.vault.server import CONTEXT, DEK, KEY_ID, MODEL, WRONG_KEYS, dev_vault, manifest
 
 KEYS: KeysFile = keys_file([recipient("awskms", KEY_ARN, "", b"wrapped")])
-HTML = b"<html><body>403 Forbidden: blocked by policy</body></html>"
 SECONDS = 1.0
 """For what takes all of it."""
 ENOUGH_S = 20.0
@@ -98,6 +86,7 @@ def test_requests_name_our_key_and_the_context(impostor: Impostor) -> None:
 
 OUTAGES = {code: error(code) for code, (kind, _reason) in ANSWERS.items() if kind in (Kind.OUTAGE, Kind.ALLOWED)}
 UNREACHABLE: dict[str, bytes | Misbehave] = {
+    **no_answers(JSON),
     **OUTAGES,
     "an unknown error": error("SomethingNewException"),
     "access denied, with status 500": error("AccessDeniedException", status=500),
@@ -105,11 +94,7 @@ UNREACHABLE: dict[str, bytes | Misbehave] = {
     "invalid state: key store": error("KMSInvalidStateException", "The external key store proxy did not answer."),
     "invalid state: unavailable": error("KMSInvalidStateException", f"{KEY_ARN} is unavailable."),
     "500": reply({"__type": "KMSInternalException"}, 500),
-    "502 HTML": http(502, b"<html>Bad Gateway</html>", "text/html"),
-    "503 HTML": http(503, HTML, "text/html"),
-    "429 HTML": http(429, HTML, "text/html"),
-    "403 HTML of a proxy": http(403, HTML, "text/html"),
-    "403 HTML called JSON": http(403, HTML, JSON, **REQUEST_ID),
+    "403 HTML called JSON": http(403, PROXY_PAGE, JSON, **REQUEST_ID),
     "403 JSON called HTML": http(403, json.dumps(DENIAL).encode(), "text/html", **REQUEST_ID),
     "400 without a request id": http(400, json.dumps(DENIAL).encode(), JSON),
     "the code in a header alone": http(403, b"{}", JSON, x_amzn_ErrorType="AccessDeniedException", **REQUEST_ID),
@@ -128,31 +113,11 @@ UNREACHABLE: dict[str, bytes | Misbehave] = {
         b"HTTP/1.1 400 x\r\nContent-Type: application/x-amz-json-1.1\r\nx-amzn-RequestId: 1\r\nContent-Length: 999\r\n\r\n"
         + json.dumps(DENIAL).encode()
     ),
-    "301": http(301, b"", Location="https://127.0.0.1:1/"),
-    "307 to http": http(307, b"", Location="http://127.0.0.1:1/"),
     "200 without a key": reply({"KeyId": KEY_ARN}),
     "200 null": reply({"Plaintext": None}),
     "200 other types": reply({"Plaintext": 7}),
     "200 a list": reply([]),
-    "200 empty": http(200, b"", JSON),
-    "200 HTML": http(200, b"<html>Log in to the hotel</html>", "text/html"),
-    "200 not UTF-8": http(200, b"\xff\xfe{}", JSON),
-    "204": http(204, b"", JSON),
-    "100 for ever": send(b"HTTP/1.1 100 Continue\r\n\r\n" * 5),
-    "garbage": send(b"\0\1\2\3 not HTTP at all\r\n\r\n"),
-    "HTTP/0.9": send(b"permission denied"),
-    "bad chunks": send(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n{}"),
-    "huge body": flood,
-    "huge declared body": http(200, b" " * 300000, JSON),
-    "endless headers": endless_headers,
-    "hangs up": hang_up,
-    "hangs": hang,
-    "a byte a moment": trickle,
-    "a byte of the body a moment": trickle_body,
 }
-
-
-SILENT = ("hangs", "a byte a moment", "a byte of the body a moment")
 
 
 @pytest.mark.parametrize("name", UNREACHABLE)

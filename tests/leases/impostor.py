@@ -163,3 +163,37 @@ def slowly(data: bytes, pause_s: float, at_first_s: float = 0.0) -> Misbehave:
             wait(pause_s)
 
     return action
+
+
+PROXY_PAGE = b"<html><body>403 Forbidden: blocked by policy</body></html>"
+SILENT = ("hangs", "a byte a moment", "a byte of the body a moment")
+"""Those of `no_answers` that last until the client's time is up."""
+
+
+def no_answers(json_type: str = "application/json") -> dict[str, bytes | Misbehave]:
+    """What no client may take for an answer, whatever the service; `json_type` is the Content-Type that it expects."""
+    return {
+        "502 HTML": http(502, b"<html>Bad Gateway</html>", "text/html"),
+        "503 HTML": http(503, PROXY_PAGE, "text/html"),
+        "429 HTML": http(429, PROXY_PAGE, "text/html"),
+        "403 HTML of a proxy": http(403, PROXY_PAGE, "text/html"),
+        "301": http(301, b"", Location="https://127.0.0.1:1/"),
+        "307 to http": http(307, b"", Location="http://127.0.0.1:1/"),
+        "200 empty": http(200, b"", json_type),
+        "200 HTML": http(200, b"<html>Log in to the hotel</html>", "text/html"),
+        "200 not UTF-8": http(200, b"\xff\xfe{}", json_type),
+        "204": http(204, b"", json_type),
+        "100 for ever": send(b"HTTP/1.1 100 Continue\r\n\r\n" * 5),
+        "garbage": send(b"\0\1\2\3 not HTTP at all\r\n\r\n"),
+        "HTTP/0.9": send(b"permission denied"),
+        "short body": send(f'HTTP/1.1 403 x\r\nContent-Type: {json_type}\r\nContent-Length: 99\r\n\r\n{{"errors"'.encode()),
+        "negative length": send(f"HTTP/1.1 200 x\r\nContent-Type: {json_type}\r\nContent-Length: -5\r\n\r\n{{}}".encode()),
+        "bad chunks": send(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n{}"),
+        "huge body": flood,
+        "huge declared body": http(200, b" " * 300000, json_type),
+        "endless headers": endless_headers,
+        "hangs up": hang_up,
+        "hangs": hang,
+        "a byte a moment": trickle,
+        "a byte of the body a moment": trickle_body,
+    }

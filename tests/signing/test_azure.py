@@ -24,7 +24,7 @@ from modelfs.crypto.signatures import load_trusted_keys, verify_envelope
 from modelfs.crypto.signing import public_pem, sign_payload
 from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServiceError
 from modelfs.keys import azure_sign, open_signer
-from tests.vault.impostor import server_context
+from tests.leases.impostor import server_context
 from tests.vault.server import dev_vault
 
 TYPE = "application/vnd.test"

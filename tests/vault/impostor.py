@@ -2,26 +2,7 @@
 
 from base64 import b64encode
 
-from tests.leases.impostor import (
-    Misbehave,
-    Request,
-    ServiceImpostor,
-    answer,
-    endless_headers,
-    flood,
-    hang,
-    hang_up,
-    http,
-    send,
-    server_context,
-    trickle,
-    trickle_body,
-)
-
-__all__ = [
-    "TOKEN", "Impostor", "Misbehave", "answer", "endless_headers", "flood", "hang", "hang_up", "http", "send", "server_context",
-    "trickle", "trickle_body",
-]  # fmt: skip
+from tests.leases.impostor import Request, ServiceImpostor, answer
 
 TOKEN = "s.IMPOSTORimpostorIMPOSTOR"
 

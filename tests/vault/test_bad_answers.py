@@ -17,25 +17,11 @@ from modelfs.keys.vault import VaultProvider, connect
 from modelfs.keys.vault_session import Session, boottime
 from modelfs.keys.vault_settings import TokenFile, VaultSettings
 from modelfs.keys.vault_wire import open_endpoint
-from tests.vault.impostor import (
-    TOKEN,
-    Impostor,
-    Misbehave,
-    answer,
-    endless_headers,
-    flood,
-    hang,
-    hang_up,
-    http,
-    send,
-    server_context,
-    trickle,
-    trickle_body,
-)
+from tests.leases.impostor import PROXY_PAGE, Misbehave, answer, http, no_answers, server_context
+from tests.vault.impostor import TOKEN, Impostor
 from tests.vault.server import DEK, WRONG_KEYS, dev_vault, manifest, write_secret
 
 KEYS: KeysFile = keys_file([recipient("vault", "transit/models", "", b"vault:v3:AAAA")])
-HTML = b"<html><body>403 Forbidden: blocked by policy</body></html>"
 SECONDS = 0.6
 
 
@@ -85,19 +71,17 @@ def test_the_impostor_is_good_enough_when_it_behaves(prove: Callable[..., Grant]
 ENDPOINTS = ["renew-self", "decrypt"]
 
 UNREACHABLE: dict[str, bytes | Misbehave] = {
+    **no_answers(),
     "500": error(500, "internal error"),
     "501 not initialised": error(501),
-    "502 HTML": http(502, b"<html>Bad Gateway</html>", "text/html"),
     "503 sealed": error(503, "Vault is sealed"),
     "412": error(412, "required index state not present"),
     "429": error(429, "rate limit quota exceeded"),
-    "429 HTML": http(429, HTML, "text/html"),
     "472": error(472),
     "473": error(473),
     "401": error(401, "permission denied"),
     "405": error(405, "unsupported operation"),
-    "403 HTML of a proxy": http(403, HTML, "text/html"),
-    "403 HTML called JSON": http(403, HTML),
+    "403 HTML called JSON": http(403, PROXY_PAGE),
     "403 JSON called HTML": http(403, b'{"errors": ["permission denied"]}', "text/html"),
     "403 no body": http(403, b""),
     "403 JSON of something else": answer({"error": "access_denied"}, 403),
@@ -108,29 +92,10 @@ UNREACHABLE: dict[str, bytes | Misbehave] = {
     "403 cut off": http(403, b'{"errors": ["permission denied"'),
     "403 gzip": http(403, gzip.compress(b'{"errors": ["permission denied"]}'), Content_Encoding="gzip"),
     "403 nested too deep": http(403, b'{"errors": ' + b"[" * 100000),
-    "301": http(301, b"", Location="https://127.0.0.1:1/v1/x"),
-    "307 to http": http(307, b"", Location="http://127.0.0.1:1/v1/x"),
     "200 without data": answer({"request_id": "x"}),
     "200 data null": answer({"data": None, "auth": None}),
     "200 other types": answer({"data": {"plaintext": 7}, "auth": {"lease_duration": "long"}}),
     "200 a list": answer([]),
-    "200 empty": http(200, b""),
-    "200 HTML": http(200, b"<html>Log in to the hotel</html>", "text/html"),
-    "200 not UTF-8": http(200, b"\xff\xfe{}"),
-    "204": http(204, b""),
-    "100 for ever": send(b"HTTP/1.1 100 Continue\r\n\r\n" * 5),
-    "garbage": send(b"\0\1\2\3 not HTTP at all\r\n\r\n"),
-    "HTTP/0.9": send(b"permission denied"),
-    "short body": send(b'HTTP/1.1 403 x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"errors"'),
-    "negative length": send(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nContent-Length: -5\r\n\r\n{}"),
-    "bad chunks": send(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n{}"),
-    "huge body": flood,
-    "huge declared body": http(200, b" " * 300000),
-    "endless headers": endless_headers,
-    "hangs up": hang_up,
-    "hangs": hang,
-    "a byte a moment": trickle,
-    "a byte of the body a moment": trickle_body,
 }
 
 

@@ -19,7 +19,8 @@ from modelfs.keys.vault_session import Session
 from modelfs.keys.vault_settings import AuthMethod, TokenFile
 from modelfs.keys.vault_wire import Endpoint
 from tests.helpers import REPOSITORY
-from tests.vault.impostor import Impostor, server_context
+from tests.leases.impostor import server_context
+from tests.vault.impostor import Impostor
 from tests.vault.server import DEK, Server, dev_vault, running_server, write_secret
 
 KEK = "vault:transit/models"

@@ -24,9 +24,10 @@ from modelfs.seal.recipients import Subject, add_recipients
 from modelfs.seal.scan import scan_source
 from modelfs.store.local import Store
 from tests.helpers import NOW, KeySet, Sealed, load_signer, write_tree
+from tests.leases.impostor import Misbehave, hang, server_context
 from tests.leases.switch import Switch
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.vault.impostor import Impostor, Misbehave, hang, server_context
+from tests.vault.impostor import Impostor
 from tests.vault.leased import FILE, PLAIN, Watcher, status
 from tests.vault.server import CONTEXT, DEK, Server, manifest, running_server, write_secret
 

@@ -13,7 +13,8 @@ from modelfs.errors import ConfigError, KeyAccessError, KeyDeniedError, KeyServi
 from modelfs.keys import export_public_key, open_kek, open_signer
 from modelfs.keys.vault_settings import TokenFile, VaultSettings
 from tests.helpers import KeySet
-from tests.vault.impostor import TOKEN, Impostor, answer, server_context
+from tests.leases.impostor import answer, server_context
+from tests.vault.impostor import TOKEN, Impostor
 from tests.vault.server import Server, dev_vault, write_secret
 
 TYPE = "application/vnd.test"
