@@ -5,7 +5,6 @@ that is random follows from the seed, but for the moment at which it hits.
 """
 
 import argparse
-import ctypes
 import json
 import mmap
 import os
@@ -22,7 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modelfs.control.process import is_running, libc
+from benchmark.cache import filled_pages
+
+from modelfs.control.process import is_running
 from modelfs.control.socket import request, socket_path
 from modelfs.errors import MountError
 from modelfs.mount.mountinfo import top_mount
@@ -92,8 +93,6 @@ class Expected:
     """What readers map: how often what is expected has changed, and whether errors are."""
 
     def __init__(self, path: Path) -> None:
-        import mmap
-
         path.write_bytes(bytes(16))
         self.path = path
         with open(path, "r+b") as file:
@@ -109,21 +108,6 @@ class Expected:
     def errors(self, value: bool) -> None:
         self._slots[0] += 1
         self._slots[1] = value
-
-
-def filled_pages(fd: int, size: int) -> int:
-    """Pages of a file that are in the page cache and hold content (mincore(2)), while others go on reading it.
-
-    cachestat(2) counts pages too that the kernel has only just made for a read which is about to be refused.
-    """
-    with mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
-        present = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        start = ctypes.c_char.from_buffer(mapping)
-        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), present)
-        del start
-    if failed:
-        raise SoakError(f"mincore: {os.strerror(ctypes.get_errno())}")
-    return sum(byte & 1 for byte in present)
 
 
 class Soak:

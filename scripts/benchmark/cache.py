@@ -43,7 +43,7 @@ def cached_bytes(paths: Iterable[Path]) -> int:
 def cached_pages(fd: int) -> int:
     """Pages of an open file in the page cache. A mount may drop them when the file is opened anew: ask the reader's descriptor."""
     pages = _cachestat(fd)
-    return _mincore(fd) if pages is None else pages
+    return filled_pages(fd, os.fstat(fd).st_size) if pages is None else pages
 
 
 def _cachestat(fd: int) -> int | None:
@@ -52,17 +52,22 @@ def _cachestat(fd: int) -> int | None:
     return None if libc.syscall(_SYS_CACHESTAT, fd, extent, result, 0) else int(result[0])
 
 
-def _mincore(fd: int) -> int:
-    size = os.fstat(fd).st_size
+def filled_pages(fd: int, size: int) -> int:
+    """Those that hold content (mincore(2)). cachestat(2) counts pages too that the kernel has only just made for a read.
+
+    Args:
+        fd: Open for reading.
+        size: Of the file, in bytes. It is not asked for: a locked mount would not say.
+    """
     if size == 0:
         return 0
-    with mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
+    with mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as mapping:  # from_buffer wants it writable
         vector = (ctypes.c_ubyte * -(-size // PAGE))()
         start = ctypes.c_char.from_buffer(mapping)
         failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), vector)
         del start
     if failed:
-        raise BenchError(f"the kernel does not tell what is cached: {os.strerror(ctypes.get_errno())}")
+        raise OSError(ctypes.get_errno(), f"the kernel does not tell what is cached: {os.strerror(ctypes.get_errno())}")
     return sum(byte & 1 for byte in vector)
 
 

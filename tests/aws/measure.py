@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 from modelfs.format.keysfile import keys_file
-from modelfs.keys.vault_session import boottime
 from tests.aws.emulators import Emulator, provider, running
 from tests.aws.leased import DENIALS, Leased, variables
 from tests.aws.outages import NAMES, TTL_S, run_outages
 from tests.helpers import KeySet
+from tests.leases.denials import seconds_to_dark
 from tests.leases.tables import Times
-from tests.leases.watching import Watcher, mounts, pause
-from tests.mount.conftest import wait_until
+from tests.leases.watching import mounts, pause
 from tests.vault.server import CONTEXT, DEK, dev_vault, manifest
 
 
@@ -50,13 +49,7 @@ def measure_denial(name: str, leased: Leased, base: Path) -> float:
     wanted = leased.wanted(reference=leased.alias if denial.by_alias else "")
     with contextlib.ExitStack() as stack:
         mounted = stack.enter_context(mounts(base, {"one": wanted}))["one"]
-        with Watcher(mounted, pause_s=0.002) as watcher:
-            wait_until(watcher.is_good, 10, "a first read")
-            pause()
-            denial.act(leased, stack)
-            denied = boottime()
-            wait_until(lambda: not mounted.is_attached(), 20, "the end of the mount")
-        return watcher.last_good().ended - denied
+        return seconds_to_dark(mounted, lambda: denial.act(leased, stack))
 
 
 def main() -> None:

@@ -7,24 +7,18 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from modelfs.keys.vault_session import boottime
 from tests.gcp.fake import FakeKms
 from tests.gcp.leased import DENIALS, NAMES, TTL_S, Leased, run_outages
 from tests.helpers import KeySet
+from tests.leases.denials import seconds_to_dark
 from tests.leases.tables import Times
-from tests.leases.watching import Watcher, mounts, pause
-from tests.mount.conftest import wait_until
+from tests.leases.watching import mounts, pause
 
 
 def measure_denial(name: str, leased: Leased, base: Path) -> float:
     """Seconds from when the stand-in has confirmed the denial to the last good read."""
-    with mounts(base, {"one": leased.wanted(leased.kms.endpoint)}) as made, Watcher(made["one"], pause_s=0.002) as watcher:
-        wait_until(watcher.is_good, 10, "a first read")
-        pause()
-        DENIALS[name][0](leased)
-        denied = boottime()
-        wait_until(lambda: not made["one"].is_attached(), 20, "the end of the mount")
-    return watcher.last_good().ended - denied
+    with mounts(base, {"one": leased.wanted(leased.kms.endpoint)}) as made:
+        return seconds_to_dark(made["one"], lambda: DENIALS[name][0](leased))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelfs.control.process import is_running
 from modelfs.keys.vault_session import boottime
-from tests.leases.watching import FILE, PLAIN, RENEW_S, Watcher
+from tests.leases.watching import FILE, PLAIN, RENEW_S, Watcher, pause
 from tests.mount.conftest import Mounted, Program, wait_until
 
 
@@ -43,4 +43,15 @@ def end_by_denial(mounted: Mounted, program: Callable[..., Program], deny: Calla
     assert [event["event"] for event in events if event["event"] != "renewal failed"] == ["mount", "denied", "revoked"]
     assert all(reason in event["reason"] for event in events[-2:]), events[-2:]
     assert events[-1]["proof"]["resident_bytes"] == 0
+    return watcher.last_good().ended - denied
+
+
+def seconds_to_dark(mounted: Mounted, deny: Callable[[], object]) -> float:
+    """From when `deny` has returned, the service having confirmed it, to the last good read."""
+    with Watcher(mounted, pause_s=0.002) as watcher:
+        wait_until(watcher.is_good, 10, "a first read")
+        pause()
+        deny()
+        denied = boottime()
+        wait_until(lambda: not mounted.is_attached(), 20, "the end of the mount")
     return watcher.last_good().ended - denied

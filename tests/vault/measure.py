@@ -8,12 +8,12 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from modelfs.keys.vault_session import boottime
 from tests.helpers import KeySet
+from tests.leases.denials import seconds_to_dark
 from tests.leases.outages import TTL_S
 from tests.leases.tables import Times
-from tests.leases.watching import Wanted, Watcher, mounts, pause
-from tests.mount.conftest import Mounted, wait_until
+from tests.leases.watching import Wanted, mounts, pause
+from tests.mount.conftest import Mounted
 from tests.vault.leased import DENIALS, Leased
 from tests.vault.outages import NAMES, run_outages
 from tests.vault.server import Server, dev_vault
@@ -26,13 +26,7 @@ def measure_denials(server: Server, keys: KeySet, base: Path) -> dict[str, float
         leased[name] = Leased(server, keys, base / f"{name}.model")
 
     def one(name: str, mounted: Mounted) -> float:
-        with Watcher(mounted, pause_s=0.002) as watcher:
-            wait_until(watcher.is_good, 10, "a first read")
-            pause()
-            DENIALS[name].act(leased[name])
-            denied = boottime()
-            wait_until(lambda: not mounted.is_attached(), 20, "the end of the mount")
-        return watcher.last_good().ended - denied
+        return seconds_to_dark(mounted, lambda: DENIALS[name].act(leased[name]))
 
     wanted = {name: Wanted(each.sealed, each.options()) for name, each in leased.items()}
     with mounts(base, wanted) as made, ThreadPoolExecutor(len(made)) as pool:
