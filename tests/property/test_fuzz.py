@@ -1,5 +1,6 @@
 """Every reader of untrusted bytes under fire: only its documented errors come out, soon, and in little memory (targets.py)."""
 
+import copy
 import json
 import os
 import resource
@@ -64,13 +65,13 @@ def edited_json(draw: st.DrawFn, seed: bytes) -> bytes:
         holder, key = draw(st.sampled_from(places))
         match draw(st.sampled_from(["replace", "remove", "rename", "double"])):
             case "replace":
-                holder[key] = draw(wild)
+                holder[key] = copy.deepcopy(draw(wild))  # what is sampled from is edited by nobody
             case "remove":
                 del holder[key]
             case "rename" if isinstance(holder, dict):
                 holder[draw(st.text(max_size=8))] = holder.pop(key)
             case _ if isinstance(holder, list):
-                holder.append(holder[key])
+                holder.append(copy.deepcopy(holder[key]))
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")
 
