@@ -7,6 +7,7 @@ the kernel has it must do: OSError ends the process otherwise. What it lacks `mi
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 import sysconfig
@@ -54,7 +55,8 @@ def confine_warden() -> None:
     _limit_capabilities({CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH})
     if os.geteuid() == 0:
         _no_new_privileges()
-        _filter_calls({**syscalls.WORKER, **syscalls.LOOKER, **syscalls.OPENAT, **syscalls.CLONE, **syscalls.WARDEN})
+        more = {**syscalls.OPENAT, **syscalls.CLONE, **syscalls.FCNTL, **syscalls.TGKILL, **syscalls.WARDEN}
+        _filter_calls({**syscalls.WORKER, **syscalls.LOOKER, **more})
 
 
 def confine_looker() -> None:
@@ -168,7 +170,9 @@ def _read_only_below(store_fd: int | None) -> None:
         return
     # All rights that this version knows: what is not handled is allowed. 1: 13 of them; 2 refer; 3 truncate; 5 ioctl.
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
-    ruleset = libc.syscall(_SYS_LANDLOCK_CREATE, struct.pack("Q", handled), ctypes.c_size_t(8), 0)
+    # Since 4, TCP: bind and connect. Since 6, no abstract socket and no signal to a process outside.
+    attributes = struct.pack("3Q", handled, 0b11, 0b11) if version >= 6 else struct.pack("Q", handled)
+    ruleset = libc.syscall(_SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     opened = []
@@ -191,6 +195,7 @@ _NUMBER_AT, _ARCH_AT = 0, 4
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_APPEND | (os.O_TMPFILE & ~os.O_DIRECTORY)
 _CLONE_THREAD, _FIONBIO = 0x10000, 0x5421
+_ASKING = [fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL]
 
 
 class _Program(ctypes.Structure):
@@ -202,7 +207,7 @@ def _has_seccomp() -> bool:
 
 
 def _filter_calls(allowed: dict[str, tuple[int, int]]) -> None:
-    """Let these calls through, and what `call_filter` says of three others; EPERM for all else."""
+    """Let these calls through, and what `call_filter` says of a few others; EPERM for all else."""
     machine = syscalls.this_machine()
     if machine is None or not _has_seccomp():
         return
@@ -216,8 +221,9 @@ def call_filter(allowed: dict[str, tuple[int, int]], machine: syscalls.Machine) 
     """The filter's instructions (code, jump if true, jump if false, value), for `machine`.
 
     Args:
-        allowed: From the tables of syscalls.py. Without `openat`, `clone` and `ioctl` in it, those open for reading,
-            make threads, and set a descriptor (not) blocking only.
+        allowed: From the tables of syscalls.py. Without `openat`, `clone`, `ioctl`, `tgkill` and `fcntl` in it, those open for
+            reading, make threads, set a descriptor (not) blocking, signal this process, and duplicate a descriptor or ask for its
+            flags only. fcntl(2) could have the kernel send any signal to any process (F_SETOWN).
         machine: A call through any other ABI ends the process.
     """
     refuse = _ERRNO | errno.EPERM
@@ -225,12 +231,15 @@ def call_filter(allowed: dict[str, tuple[int, int]], machine: syscalls.Machine) 
     for name in allowed:
         if (number := syscalls.number(name, machine)) >= 0:
             found += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    for name, argument, test, operand, if_true, if_false in (
-        ("openat", 2, _ANY_BIT, _WRITES, refuse, _ALLOW),
-        ("clone", 0, _ANY_BIT, _CLONE_THREAD, _ALLOW, refuse),
-        ("ioctl", 1, _EQUAL, _FIONBIO, _ALLOW, refuse),  # os.set_blocking
+    for name, argument, test, operands, if_true, if_false in (
+        ("openat", 2, _ANY_BIT, [_WRITES], refuse, _ALLOW),
+        ("clone", 0, _ANY_BIT, [_CLONE_THREAD], _ALLOW, refuse),
+        ("ioctl", 1, _EQUAL, [_FIONBIO], _ALLOW, refuse),  # os.set_blocking
+        ("tgkill", 0, _EQUAL, [os.getpid()], _ALLOW, refuse),  # abort(3)
+        ("fcntl", 1, _EQUAL, _ASKING, _ALLOW, refuse),
     ):
-        rule = [(_LOAD, 0, 0, 16 + 8 * argument), (test, 0, 1, operand), (_RETURN, 0, 0, if_true), (_RETURN, 0, 0, if_false)]
+        tests = [each for operand in operands for each in ((test, 0, 1, operand), (_RETURN, 0, 0, if_true))]
+        rule = [(_LOAD, 0, 0, 16 + 8 * argument), *tests, (_RETURN, 0, 0, if_false)]
         found += [(_EQUAL, 0, len(rule), syscalls.number(name, machine)), *rule]
     found += [(_EQUAL, 0, 1, syscalls.number("clone3", machine)), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     return [*found, (_RETURN, 0, 0, refuse)]

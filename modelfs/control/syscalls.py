@@ -26,6 +26,8 @@ def this_machine() -> Machine | None:
 
 OPENAT = {"openat": (257, 56)}
 CLONE = {"clone": (56, 220)}
+FCNTL = {"fcntl": (72, 25)}
+TGKILL = {"tgkill": (234, 131)}
 NOT_THERE = {"clone3": (435, 435)}
 """Answered with ENOSYS: its flags lie in memory, where no filter looks; the C library takes clone instead."""
 
@@ -48,7 +50,6 @@ WORKER: dict[str, tuple[int, int]] = {
     "readlinkat": (267, 78),
     "getdents64": (217, 61),
     "fadvise64": (221, 223),
-    "fcntl": (72, 25),
     "dup": (32, 23),
     "poll": (7, 0),
     "ppoll": (271, 73),
@@ -68,7 +69,6 @@ WORKER: dict[str, tuple[int, int]] = {
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
     "sigaltstack": (131, 132),
-    "tgkill": (234, 131),
     "restart_syscall": (219, 128),
     "nanosleep": (35, 101),
     "clock_nanosleep": (230, 115),
@@ -142,7 +142,7 @@ def number(name: str, machine: Machine) -> int:
     Raises:
         KeyError: It is in no table.
     """
-    for table in (WORKER, LOOKER, WARDEN, OPENAT, CLONE, NOT_THERE):
+    for table in (WORKER, LOOKER, WARDEN, OPENAT, CLONE, FCNTL, TGKILL, NOT_THERE):
         if name in table:
             found = table[name][machine.column]
             return found if found or name == "read" else -1

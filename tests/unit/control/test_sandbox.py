@@ -2,8 +2,11 @@
 
 import ctypes
 import errno
+import faulthandler
+import fcntl
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +24,8 @@ from tests.helpers import REPOSITORY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
+TGKILL = syscalls.TGKILL["tgkill"][0 if os.uname().machine == "x86_64" else 1]
+F_SETSIG = 10
 REFUSED = 99
 """Exit code of a child whose attempt was refused; 0 is success."""
 
@@ -78,6 +83,11 @@ FORBIDDEN: dict[str, Callable[[Path, int], object]] = {
     "ptrace": lambda base, fd: checked(libc.ptrace(16, os.getppid(), 0, 0)),
     "another process's memory": lambda base, fd: checked(libc.process_vm_readv(os.getppid(), None, 0, None, 0, 0)),
     "a signal": lambda base, fd: os.kill(os.getppid(), 0),
+    "a signal to a thread": lambda base, fd: checked(libc.syscall(TGKILL, os.getppid(), os.getppid(), 0)),
+    "a signal by the kernel": lambda base, fd: fcntl.fcntl(fd, fcntl.F_SETOWN, os.getppid()),
+    "a signal of one's choice": lambda base, fd: fcntl.fcntl(fd, F_SETSIG, signal.SIGKILL),
+    "a signal at each event": lambda base, fd: fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC),
+    "a lock": lambda base, fd: fcntl.lockf(fd, fcntl.LOCK_SH),
     "open for writing": lambda base, fd: open_and_close("blob", os.O_WRONLY, fd),
     "open for both": lambda base, fd: open_and_close("blob", os.O_RDWR, fd),
     "create": lambda base, fd: open_and_close("new", os.O_RDONLY | os.O_CREAT, fd),
@@ -108,9 +118,43 @@ def test_a_worker_that_tries_is_refused(store: tuple[Path, int], what: str, keye
     assert in_child(confine, lambda: FORBIDDEN[what](base, fd)) == REFUSED
 
 
+@pytest.mark.parametrize("what", [what for what in FORBIDDEN if "signal" in what])
+def test_a_looker_signals_nobody(store: tuple[Path, int], what: str) -> None:
+    base, fd = store
+    assert in_child(sandbox.confine_looker, lambda: FORBIDDEN[what](base, fd)) == REFUSED
+
+
+def test_landlock_alone_keeps_signals_in(store: tuple[Path, int]) -> None:
+    """Where there is a call that the filter does not know of."""
+    if sandbox._landlock_version() < 6:
+        pytest.skip("this kernel's Landlock does not know signals")
+    base, fd = store
+    for what in ("a signal", "a signal to a thread"):
+        assert in_child(lambda: sandbox._read_only_below(fd), lambda what=what: FORBIDDEN[what](base, fd)) == REFUSED  # type: ignore[misc]
+
+
+def test_a_worker_may_still_abort(store: tuple[Path, int]) -> None:
+    """As the C library does where memory is corrupt."""
+
+    def abort() -> None:
+        faulthandler.disable()
+        os.abort()
+
+    assert in_child(lambda: sandbox.confine_worker(store[1]), abort) == -signal.SIGABRT
+
+
 def test_the_attempts_succeed_without_confinement(store: tuple[Path, int]) -> None:
     base, fd = store
-    for what in ("socket", "execve", "fork", "open for writing", "read elsewhere", "chmod", "unlink"):
+    for what in (
+        "socket",
+        "execve",
+        "fork",
+        "open for writing",
+        "read elsewhere",
+        *(what for what in FORBIDDEN if "signal" in what),
+        "chmod",
+        "unlink",
+    ):
         assert in_child(lambda: None, lambda what=what: FORBIDDEN[what](base, fd)) == 0, what  # type: ignore[misc]
 
 
@@ -228,7 +272,16 @@ def test_numbers_are_those_of_the_kernel_s_headers(name: str) -> None:
     assert len(found) > 300
     machine = syscalls.MACHINES[name]
     compared = 0
-    for table in (syscalls.WORKER, syscalls.LOOKER, syscalls.WARDEN, syscalls.OPENAT, syscalls.CLONE, syscalls.NOT_THERE):
+    for table in (
+        syscalls.WORKER,
+        syscalls.LOOKER,
+        syscalls.WARDEN,
+        syscalls.OPENAT,
+        syscalls.CLONE,
+        syscalls.FCNTL,
+        syscalls.TGKILL,
+        syscalls.NOT_THERE,
+    ):
         for call in table:
             number = syscalls.number(call, machine)
             if call in found:
