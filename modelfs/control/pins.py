@@ -38,15 +38,11 @@ class Rows:
 
     def __init__(self) -> None:
         """Make an empty table, inherited over fork."""
-        self.fd = os.memfd_create("modelfs-rows", os.MFD_CLOEXEC)
+        self.fd = empty_pin("modelfs-rows")
 
     def write(self, rows: list[tuple[int, int]]) -> None:
-        """Store (size, st_mode) for inodes 1, 2, ...; replaces what was there."""
-        data = b"".join(size.to_bytes(8, "little") + mode.to_bytes(8, "little") for size, mode in rows)
-        os.ftruncate(self.fd, 0)
-        view, at = memoryview(data), 0
-        while at < len(view):
-            at += os.pwrite(self.fd, view[at:], at)
+        """Store (size, st_mode) for inodes 1, 2, ..., once and for good: an unmount counts by them."""
+        fill_pin(self.fd, b"".join(size.to_bytes(8, "little") + mode.to_bytes(8, "little") for size, mode in rows))
 
     def __len__(self) -> int:
         return os.fstat(self.fd).st_size // _ROW
