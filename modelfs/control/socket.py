@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import select
 import signal
@@ -24,8 +25,12 @@ from modelfs.errors import MountError
 MAX_REQUEST_SIZE = 4096
 MAX_ANSWER_SIZE = 1 << 20
 REQUEST_SECONDS = 5
+ACCEPT_SECONDS = 0.2
+"""Between two attempts while no descriptor can be had."""
 MAX_CLIENTS = 128
 """At once; more wait until one has its answer or its time is up. Each costs a descriptor, of which control must not run out."""
+
+logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 Handler = Callable[[Answer], Awaitable[Answer]]
@@ -155,7 +160,14 @@ async def serve(server: socket.socket, handler: Handler) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             await places.acquire()
-            nursery.start_soon(converse, await listener.accept())
+            while True:
+                try:
+                    stream = await listener.accept()
+                    break
+                except OSError as exc:  # no descriptor is left: who asks waits until another one has been answered
+                    logger.warning("a request waits: %s", os.strerror(exc.errno or 0))
+                    await trio.sleep(ACCEPT_SECONDS)
+            nursery.start_soon(converse, stream)
 
 
 async def _answer(stream: trio.SocketStream, handler: Handler) -> Answer:
@@ -198,7 +210,9 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(timeout_s)
             client.connect(str(path))
-            pid = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+            pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+            if os.geteuid() not in (0, uid):  # in /tmp anybody can have made the directory before us, and answer whatever he likes
+                raise MountError(f"what listens at {path} is another user's process {pid}, which is not believed: remove {path.parent}")
             with contextlib.suppress(BrokenPipeError):  # refused before it was heard: the answer says why
                 client.sendall(json.dumps(message).encode() + b"\n")
             data = b""

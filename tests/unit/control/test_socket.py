@@ -1,6 +1,7 @@
 """The control socket: who may speak, how much, and that a bad client blocks nobody."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -132,6 +133,61 @@ def test_another_user_is_refused_even_where_the_modes_let_him_in(served: Path) -
 
     assert wait_child(fork_child(ask), 10) == 0
     assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
+
+
+@pytest.mark.usefixtures("root")
+def test_what_another_user_answers_is_not_believed(tmp_path: Path) -> None:
+    """Who has made /tmp/modelfs-UID before its owner could tell him of an unmount that never was."""
+    tmp_path.chmod(0o777)
+    ready, told = os.pipe()
+
+    def become(user: int) -> None:
+        os.chdir(tmp_path)
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+
+    def forge() -> int:
+        become(65534)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("forged.sock")
+            os.chmod("forged.sock", 0o666)
+            server.listen()
+            os.write(told, b"x")
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    server.accept()[0].sendall(b'{"proof": {}}\n')
+        return 0
+
+    def ask() -> int:
+        become(41234)
+        try:
+            control.request(Path("forged.sock"), {"do": "unmount"}, 5)
+        except MountError as exc:
+            return 0 if "another user's process" in str(exc) else 2
+        return 1
+
+    forger = fork_child(forge)
+    os.read(ready, 1)
+    assert wait_child(fork_child(ask), 10) == 0
+    assert control.request(tmp_path / "forged.sock", {"do": "unmount"}, 5) == {"proof": {}}, "it is there, and root is free to ask"
+    assert wait_child(forger, 10) == 0
+    os.close(ready)
+    os.close(told)
+
+
+def test_without_a_descriptor_a_request_waits(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures = trio.SocketListener.accept, [errno.EMFILE, errno.ENFILE]
+
+    async def scarce(listener: trio.SocketListener) -> trio.SocketStream:
+        if failures:
+            raise OSError(failures.pop(), "none left")
+        return await accept(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", scarce)
+    for _ in range(3):  # the first one is waited for already
+        assert control.request(served, {"do": "x"}, 5) == {"echo": {"do": "x"}}
+    assert not failures
 
 
 def test_many_idle_clients_take_neither_all_descriptors_nor_all_places(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
