@@ -4,6 +4,7 @@ Environment: PYKCS11LIB is the path of the device's PKCS#11 module. The PIN come
 argument, a variable of the environment or part of a message.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Callable
@@ -62,8 +63,21 @@ def open_signer(uri: str, options: SignerOptions) -> TokenSigner:
     def pin(_what: str) -> str:
         return read_pin(options.pin_file)
 
-    _uri, public_key = _translate(uri, lambda: HSMSigner.import_(keyid, label, pin))
+    def find() -> SSlibKey:
+        _keep_loaded(library)
+        return HSMSigner.import_(keyid, label, pin)[1]
+
+    public_key = _translate(uri, find)
     return TokenSigner(keyid, public_key, pin, label, uri)
+
+
+def _keep_loaded(library: str) -> None:
+    """Load the module, for as long as the process lives.
+
+    The interpreter's end would ask it to finalize, and one that has stopped answering, or still holds its lock for a call that was left
+    behind, would keep the process from ending.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pkcs11.lib(library)))
 
 
 def read_pin(path: Path | None) -> str:
