@@ -15,10 +15,14 @@ def create_private(path: Path, data: bytes, mode: int = 0o600) -> None:
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(path)  # half a key would be in the way of the next attempt
+            raise
     except FileExistsError:
         raise ConfigError(f"{path} exists already and is not overwritten: choose another path") from None
     except OSError as exc:

@@ -88,7 +88,11 @@ def generate_signing_key(path: Path) -> str:
     if os.path.lexists(public_path):
         raise ConfigError(f"{public_path} exists already and is not overwritten: choose another path")
     create_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    create_private(public_path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
+    try:
+        create_private(public_path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
+    except BaseException:
+        path.unlink()
+        raise
     return TrustedKey(public).keyid
 
 

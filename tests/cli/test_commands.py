@@ -1,5 +1,6 @@
 """What the commands print when all is well, in text and in JSON, and what they leave behind."""
 
+import errno
 import os
 import re
 import subprocess
@@ -153,6 +154,23 @@ def test_keygen_makes_private_files_and_never_overwrites(run: Run, tmp_path: Pat
     contents = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     run("keygen", kind, path).fails(2, "exists already and is not overwritten")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == contents
+
+
+@pytest.mark.parametrize("kind", ["signing", "kek"])
+def test_keygen_leaves_nothing_that_is_no_key(run: Run, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, for one; it would be in the way of the next attempt."""
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run("keygen", kind, tmp_path / "key").fails(2, "cannot write", "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_keygen_leaves_no_half_of_a_pair(run: Run, tmp_path: Path) -> None:
+    run("keygen", "signing", tmp_path / ("k" * 253)).fails(2, "File name too long")
+    assert not list(tmp_path.iterdir())
 
 
 def test_keygen_prints_no_secret(run: Run, tmp_path: Path) -> None:
