@@ -1,5 +1,16 @@
-"""`python -m modelfs`."""
+"""`python -m modelfs`, and the program `modelfs`."""
 
-from modelfs.cli.app import main
+import signal
 
-main()
+
+def run() -> None:
+    """Import the program and run it; an interrupt while it imports ends it without a word."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from modelfs.cli.app import main
+
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -3,15 +3,16 @@
 import atexit
 import gc
 import os
+import signal
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 
 import modelfs
-from modelfs.cli.output import fail
-from modelfs.errors import ModelfsError
+from modelfs.cli.output import Stdout, note
+from modelfs.errors import ModelfsError, StoreError
 
 EXIT_CODES = """Exit codes: 0 done, 1 a bug or an interrupt, 2 usage or configuration, 3 malformed sealed model, 4 verification failed,
 5 key not available, 6 storage or source failed, 7 mount failed, 8 a process of the mount died."""
@@ -85,10 +86,42 @@ def main() -> None:
     gc.disable()  # imports make much that lives on: no collection while they do
     app = make_app(sys.argv[1:])
     gc.enable()
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = _run(app)
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:  # else the command has decided
+            signal.signal(signal.SIGINT, before)
+    sys.exit(code)
+
+
+def _run(app: typer.Typer) -> int | str | None:
+    """The exit code of a command."""
+    before, stdout = sys.stdout, Stdout(sys.stdout)
+    sys.stdout = cast(TextIO, stdout)
+    code: int | str | None = 0
     try:
         app()
+    except SystemExit as done:
+        code = done.code
     except ModelfsError as exc:
-        try:
-            fail(exc)
-        except typer.Exit as done:
-            sys.exit(done.exit_code)
+        note(str(exc))
+        code = exc.exit_code
+    except OSError as exc:
+        if exc is not stdout.error:
+            raise
+    finally:
+        sys.stdout = before
+    error = stdout.finish()
+    if error is not None and not code:
+        note(f"cannot write to stdout: {os.strerror(error.errno or 0)}; what the command was to do is done")
+        code = StoreError.exit_code
+    return code
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """As an exception, so that whatever is open is cleared away."""
+    note("interrupted")
+    raise SystemExit(1)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +50,23 @@ def daemonise(
     """Run in a child of its own session; return when it is ready, raise its error when it is not."""
     reading, writing = os.pipe()
     parent = os.getpid()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         # Until it is ready the daemon ends with the command that waits for it: an interrupted mount never comes to life later.
         die_with_parent(parent)
         close_others({writing})
         os._exit(_daemon(run, writing, log, level))
     os.close(writing)
+    try:
+        _wait(reading, announce, log)
+    except SystemExit:  # interrupted: what has just come to life unmounts in order
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        raise
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is mounted, and that has been said
+
+
+def _wait(reading: int, announce: Callable[[dict[str, Any]], None], log: Path) -> None:
     report = b""
     while part := os.read(reading, MAX_REPORT_SIZE):
         report += part

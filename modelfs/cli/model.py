@@ -69,7 +69,9 @@ def seal(
     trust: Trust,
     digest: Annotated[Digest, typer.Option("--digest", help="Digest of blocks and files.")] = Digest.blake3,
     block_size: Annotated[str, typer.Option("--block-size", metavar="SIZE", help="A power of two from 4K to 4M.")] = "128K",
-    expires: Annotated[str, typer.Option("--expires", metavar="DATE", help="Refuse the release from this date (UTC) on.")] = "",
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="DATE", help="Refuse the release from this date (UTC) on.", show_default=False)
+    ] = None,
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Seal what symlinks point to (a Hugging Face cache needs it).")
     ] = False,
@@ -93,7 +95,7 @@ def seal(
         signer=open_signer(sign_key, vault, providers, pin_file),
         digest=digest.value,
         block_size=parse_block_size(block_size),
-        expires=parse_expiry(expires, now) if expires else None,
+        expires=None if expires is None else parse_expiry(expires, now),
         trusted=load_trusted_keys(trust, threshold) if trust else None,
         is_pending=pending,
         look=look_command(destination, model, trust, threshold, sign_key),

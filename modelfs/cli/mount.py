@@ -118,13 +118,16 @@ def mount(
         _check_apart(path, "--log", mountpoint)
 
     def announce(facts: dict[str, Any]) -> None:
-        if json:
-            print_json(facts)
-        else:
-            typer.echo(printable(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}"))
+        try:
+            if json:
+                print_json(facts)
+            else:
+                typer.echo(printable(f"mounted {facts['model']} release {facts['release']} at {facts['mountpoint']}"))
+            sys.stdout.flush()
+        except OSError as exc:  # it is mounted all the same
+            note(f"mounted at {facts['mountpoint']}, but stdout cannot be written: {os.strerror(exc.errno or 0)}")
         if facts["audit_error"]:
             note(f"mounted, and not audited: {facts['audit_error']}")
-        sys.stdout.flush()
 
     notifier = Notifier.from_environment(os.environ)
 
@@ -143,8 +146,15 @@ def mount(
     if foreground:
         log_to(log, level, redirect=False)
         proof = run(announce)
-        print_proof(proof, json)
-        if proof["reason"].startswith("revoked"):
+        is_revoked = proof["reason"].startswith("revoked")
+        try:
+            print_proof(proof, json)
+            sys.stdout.flush()
+        except (MountError, OSError) as exc:
+            if not is_revoked:
+                raise
+            note(str(exc))  # and still a denial: with another exit code a service manager would mount again
+        if is_revoked:
             raise KeyDeniedError(f"{proof['mountpoint']} was unmounted, because access to the key has been {proof['reason']}")
         return
     daemonise(run, announce, path, level)

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, TextIO
 
 import typer
 
-from modelfs.errors import ModelfsError, MountError
+from modelfs.errors import MountError
 
 
 def print_json(value: Any) -> None:
@@ -26,10 +27,43 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def fail(error: ModelfsError) -> NoReturn:
-    """Print one sentence on stderr and exit with the error's code."""
-    note(str(error))
-    raise typer.Exit(error.exit_code)
+class Stdout:
+    """Standard output that remembers why it could not be written: a full disk is no bug of ours."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """All but writing is the stream's own."""
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """As the stream has it."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, and remember."""
+        try:
+            return self._stream.write(text)
+        except OSError as exc:
+            self.error = exc
+            raise
+
+    def flush(self) -> None:
+        """Flush, and remember."""
+        try:
+            self._stream.flush()
+        except OSError as exc:
+            self.error = exc
+            raise
+
+    def finish(self) -> OSError | None:
+        """Write what is left; why not all could be written. It is dropped then: the interpreter's end would try again."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        if self.error is not None:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        return self.error
 
 
 def format_size(size: float) -> str:

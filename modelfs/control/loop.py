@@ -214,7 +214,7 @@ class ControlLoop:
             self._nursery.start_soon(self._end, f"revoked: {reason}")
 
     def _report(self, event: Event, lease: Lease) -> None:
-        left = lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME)
+        left = max(0.0, lease.end_at_s - time.clock_gettime(time.CLOCK_BOOTTIME))
         error = f": {lease.last_error}" if lease.last_error else ""
         logger.info("lease %s after %s, %.2f s left%s", lease.state, event, left, error)
         self._say_status()

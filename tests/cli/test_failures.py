@@ -140,6 +140,7 @@ def test_release_that_does_not_grow(cli: Cli, keys_dir: KeySet, source: Path, se
         (("--block-size", "8M"), "power of two from 4K to 4M"),
         (("--block-size", "x"), "power of two from 4K to 4M"),
         (("--expires", "soon"), "use YYYY-MM-DD"),
+        (("--expires", ""), "use YYYY-MM-DD"),
         (("--expires", "2001-01-01"), "has passed already"),
         (("--expires", "9999-12-31T23:59:59-14:00"), "use YYYY-MM-DD"),
     ],
