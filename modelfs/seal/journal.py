@@ -49,6 +49,11 @@ class Pending:
     records: list[tuple[str, JournalRecord]]
     """(blob id, record) of every journal: a path is there more than once if its source changed between two runs."""
 
+    @property
+    def blob_ids(self) -> set[str]:
+        """Ids of the blobs that can be taken over."""
+        return {blob_id for blob_id, _ in self.records}
+
 
 def journal_ids(store: Store) -> list[str]:
     """Ids of the journals that are there."""
@@ -56,7 +61,7 @@ def journal_ids(store: Store) -> list[str]:
 
 
 def pending_blob_ids(store: Store) -> set[str]:
-    """Ids that journal lines name, read without any key: what gc must leave alone."""
+    """Ids that journal lines name, read without any key, so signed or not: what gc must leave alone."""
     found: set[str] = set()
     for journal_id in journal_ids(store):
         data = store.read_file(f"pending/journal-{journal_id}", MAX_JOURNAL_SIZE)
@@ -143,6 +148,7 @@ class JournalWriter:
         self._plan = pending.plan
         self._signer = signer
         self._count = 0
+        self._is_broken = False
         self._store = store
         try:
             self._fd = store.create_pending(f"journal-{journal_id}")
@@ -157,11 +163,20 @@ class JournalWriter:
         os.close(self._fd)
 
     def append(self, blobs: list[FinishedBlob]) -> None:
-        """Record blobs that are fsynced, with their directory, as one signed batch; fsync the journal."""
+        """Record blobs that are fsynced, with their directory, as one signed batch; fsync the journal.
+
+        Raises:
+            StoreError: It cannot be written, or a batch failed before.
+            KeyAccessError: The signer gave no signature.
+        """
         if not blobs:
             return
-        lines, first = bytearray(), self._count
-        for blob in blobs:
+        if self._is_broken:
+            raise StoreError("the journal takes no more: a batch of it failed")
+        # Until it is written: tried again, it would show a token a wrong PIN twice, use nonces twice, or follow half a line.
+        self._is_broken = True
+        lines = bytearray()
+        for number, blob in enumerate(blobs, self._count):
             record = JournalRecord(
                 digest=blob.digest,
                 key=blob.key.hex(),
@@ -170,11 +185,9 @@ class JournalWriter:
                 size=blob.entry.size,
                 source=source if isinstance(source := blob.source.identity, str) else list(source),
             )
-            nonce = self._count.to_bytes(12, "big")
-            self._count += 1
-            sealed = encrypt_record(self._key, nonce, bytes.fromhex(blob.entry.id), canonical.serialize(record))
+            sealed = encrypt_record(self._key, number.to_bytes(12, "big"), bytes.fromhex(blob.entry.id), canonical.serialize(record))
             lines += b"%b %b\n" % (blob.entry.id.encode(), encode_base64(sealed).encode())
-        envelope = sign_payload(_batch_payload(self._plan, self._id, first, bytes(lines)), JOURNAL_TYPE, self._signer)
+        envelope = sign_payload(_batch_payload(self._plan, self._id, self._count, bytes(lines)), JOURNAL_TYPE, self._signer)
         lines += b"= %b\n" % envelope.signatures[0].sig.encode()
         try:
             done = 0
@@ -183,6 +196,8 @@ class JournalWriter:
             os.fsync(self._fd)
         except OSError as exc:
             raise store_error(f"write the journal in {self._store.root}", exc) from exc
+        self._count += len(blobs)
+        self._is_broken = False
 
 
 def discard(store: Store, keep: str = "") -> None:

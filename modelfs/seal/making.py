@@ -89,6 +89,7 @@ def make_blobs(seal: SealPass, pool: ThreadPoolExecutor, todo: Sequence[S], make
     Raises:
         SourceChangedError: A source changed before its blob was journalled.
         Cancelled, ModelfsError: As `make`. What was finished until then is journalled.
+        KeyAccessError, StoreError: The journal failed. The run signs no more: what was finished since the batch before is lost.
     """
 
     def work(source: S) -> Made:
@@ -118,7 +119,7 @@ def make_blobs(seal: SealPass, pool: ThreadPoolExecutor, todo: Sequence[S], make
 
 
 def _keep_finished(store: Store, writer: JournalWriter, futures: list[Future[Made]], committed: list[Made]) -> None:
-    """After a failure: journal what other passes have finished, as far as the store still lets us."""
+    """After a failure: journal what other passes have finished, as far as the store and the journal still let us."""
     known = {made.blob.entry.id for made in committed}
     results = [future.result() for future in futures if not future.cancelled() and future.exception() is None]
     fresh = [made.blob for made in results if not made.is_reused and made.blob.entry.id not in known]

@@ -101,7 +101,7 @@ def _seal(store: Store, tree: SourceTree, request: SealRequest, around: Surround
     pending = resume_work(store, wanted, request.providers, request.signer, previous, report.notes) or begin_work(
         store, wanted, request.providers, request.signer, around.entropy
     )
-    remove_unnamed_blobs(store, list(kept_manifests(store).values()))
+    remove_unnamed_blobs(store, list(kept_manifests(store).values()), pending.blob_ids)
     with workers(store, wanted, around) as (seal, files):
         earlier = _earlier(store, previous, request, seal, report.notes)
 

@@ -69,9 +69,9 @@ def archive_current(store: Store) -> None:
         store.write_file(f"manifests/{current.release}.json", store.read_file(MANIFEST, MAX_MANIFEST_SIZE))
 
 
-def remove_unnamed_blobs(store: Store, manifests: list[Manifest]) -> tuple[int, int]:
-    """Remove every blob that neither a manifest nor pending work names; how many, and their bytes."""
-    named = pending_blob_ids(store)
+def remove_unnamed_blobs(store: Store, manifests: list[Manifest], pending: set[str]) -> tuple[int, int]:
+    """Remove every blob that neither a manifest names nor `pending`, the ids of unfinished work; how many, and their bytes."""
+    named = set(pending)
     waiting = waiting_manifest(store)
     for manifest in [*manifests, *([waiting] if waiting else [])]:
         named.update(blob.id for blob in manifest.blobs)
@@ -112,5 +112,5 @@ def collect_garbage(store: Store, keep: int, discard_pending: bool = False) -> R
     for name in store.names("keys"):
         if (match := _KEYS_NAME.fullmatch(name)) and match[1] not in commitments:
             store.remove(f"keys/{name}")
-    count, size = remove_unnamed_blobs(store, kept)
+    count, size = remove_unnamed_blobs(store, kept, pending_blob_ids(store))
     return Removed(removed, count, size)

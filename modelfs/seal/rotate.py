@@ -152,7 +152,7 @@ class _Rotation:
         store.make_directories(*DIRECTORIES)
         archive_current(store)
         pending = pending or begin_work(store, self._wanted, request.providers, request.signer, around.entropy)
-        remove_unnamed_blobs(store, list(kept_manifests(store).values()))
+        remove_unnamed_blobs(store, list(kept_manifests(store).values()), pending.blob_ids)
         with workers(store, self._wanted, around) as (seal, files):
             done, todo = split_done(store, self._sources, pending)
             finished = take_over(store, done, around.progress)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from modelfs.crypto import aead
-from modelfs.errors import ModelfsError
+from modelfs.crypto.signing import FileSignature, KeyFileSigner
+from modelfs.errors import KeyServiceError, ModelfsError
 from modelfs.keys import file as file_provider
 from modelfs.seal import journal
 from modelfs.seal.encrypt import Cancelled
@@ -399,7 +400,7 @@ def test_no_key_and_nonce_are_used_twice(
     assert blocks > sum(sizes.values()) // BLOCK
     for name in sizes:
         (source / name).write_bytes(os.urandom(sizes[name]))
-    really_write, really_rename = os.pwrite, os.rename
+    really_write, really_rename, really_sign = os.pwrite, os.rename, KeyFileSigner.sign
     monkeypatch.setattr("modelfs.seal.making.COMMIT_SECONDS", 0)
 
     def stop_at(limit: int) -> dict[str, Any]:
@@ -443,8 +444,21 @@ def test_no_key_and_nonce_are_used_twice(
         monkeypatch.setattr(os, "rename", rename)
         return {}
 
+    def refuse_one_signature() -> dict[str, Any]:
+        left = [1]
+
+        def sign(signer: KeyFileSigner, payload: bytes) -> FileSignature:
+            if journal.JOURNAL_TYPE.encode() in payload and left:
+                left.pop()
+                raise KeyServiceError("no answer")
+            return really_sign(signer, payload)
+
+        monkeypatch.setattr(KeyFileSigner, "sign", sign)
+        return {}
+
     interruptions: list[Callable[[], dict[str, Any]]] = [
         lambda: stop_at(1_000_000),
+        refuse_one_signature,
         lambda: full_disk_after(3),
         lambda: change_at(2_000_000),
         lambda: stop_at(4_000_000),
@@ -461,6 +475,7 @@ def test_no_key_and_nonce_are_used_twice(
         productive += len(pairs) > before + 1  # more than the wrapped key
         monkeypatch.setattr(os, "pwrite", really_write)
         monkeypatch.setattr(os, "rename", really_rename)
+        monkeypatch.setattr(KeyFileSigner, "sign", really_sign)
         (source / "f05").write_bytes(os.urandom(15_000))
     seal(keys_dir, source, path, release=2)
 
