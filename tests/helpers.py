@@ -109,7 +109,7 @@ def seal(
     expires: datetime | None = None,
     trusted: TrustedKeys | None = None,
     signing: Path | None = None,
-    kek: Path | None = None,
+    keks: Sequence[Path] = (),
     follow_symlinks: bool = False,
     entropy: Callable[[int], bytes] = os.urandom,
     progress: Callable[[int], None] = lambda _: None,
@@ -121,7 +121,7 @@ def seal(
     request = SealRequest(
         model=model,
         release=release,
-        providers=[open_provider(str(kek or keys.kek))],
+        providers=[open_provider(str(kek)) for kek in keks or [keys.kek]],
         signer=load_signer(signing or keys.signing),
         digest=digest,  # type: ignore[arg-type]
         block_size=block_size,
