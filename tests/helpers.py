@@ -109,7 +109,7 @@ def seal(
     expires: datetime | None = None,
     trusted: TrustedKeys | None = None,
     signing: Path | None = None,
-    kek: Path | None = None,
+    keks: Sequence[Path] = (),
     follow_symlinks: bool = False,
     entropy: Callable[[int], bytes] = os.urandom,
     progress: Callable[[int], None] = lambda _: None,
@@ -121,7 +121,7 @@ def seal(
     request = SealRequest(
         model=model,
         release=release,
-        providers=[open_provider(str(kek or keys.kek))],
+        providers=[open_provider(str(kek)) for kek in keks or [keys.kek]],
         signer=load_signer(signing or keys.signing),
         digest=digest,  # type: ignore[arg-type]
         block_size=block_size,
@@ -142,6 +142,7 @@ def rotate(
     trusted: TrustedKeys | None = None,
     signing: Path | None = None,
     keks: Sequence[Path] = (),
+    old_release: int | None = None,
     pending: bool = False,
     entropy: Callable[[int], bytes] = os.urandom,
     progress: Callable[[int], None] = lambda _: None,
@@ -151,7 +152,8 @@ def rotate(
 ) -> RotateReport | None:
     """`modelfs rotate` in process."""
     providers = [open_provider(str(kek)) for kek in keks or [keys.kek]]
-    request = RotateRequest(model, release, providers, load_signer(signing or keys.signing), trusted or keys.trusted(), pending)
+    signer = load_signer(signing or keys.signing)
+    request = RotateRequest(model, release, providers, signer, trusted or keys.trusted(), old_release, pending)
     around = Surroundings(now=now, entropy=entropy, progress=progress, stop=stop or threading.Event())
     return rotate_model(path, request, around, tell)
 

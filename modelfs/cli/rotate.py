@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
     app.command(
-        epilog="Example: modelfs rotate /srv/sealed/llama --model llama --release 3 --kek file:kek --sign-key release.pem "
-        "--trust release.pem.pub"
+        epilog="Example: modelfs rotate /srv/sealed/llama --model llama --from 2 --release 3 --kek file:kek "
+        "--sign-key release.pem --trust release.pem.pub"
     )(rotate)
 
 
@@ -42,6 +42,10 @@ def rotate(
     sign_key: SignKey,
     trust: Trust,
     threshold: Threshold = 1,
+    old_release: Annotated[
+        int | None,
+        typer.Option("--from", metavar="RELEASE", help="The release that is to be rotated; any other that is found is refused."),
+    ] = None,
     pending: PendingRelease = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and end.")] = False,
     pin_file: PinFile = None,
@@ -58,7 +62,8 @@ def rotate(
     providers = open_keks(kek, vault)
     signer = open_signer(sign_key, vault, providers, pin_file)
     look = look_command(sealed, model, trust, threshold, sign_key)
-    request = RotateRequest(parse_model(model), check_release(release), providers, signer, trusted, pending, look)
+    old_release = None if old_release is None else check_release(old_release)
+    request = RotateRequest(parse_model(model), check_release(release), providers, signer, trusted, old_release, pending, look)
     costs: list[Cost] = []
 
     with LateBar("rotating") as bar:

@@ -1,5 +1,6 @@
 """`keys/<commitment>.json`: the DEK of a release, wrapped once per recipient (docs/FORMAT.md section 5)."""
 
+import hashlib
 import re
 from typing import Literal
 
@@ -74,6 +75,11 @@ def recipient(scheme: str, key_ref: str, label: str, wrapped_key: bytes) -> Reci
 def keys_file(recipients: list[Recipient]) -> KeysFile:
     """A keys file of this format version."""
     return KeysFile(format="modelfs/1/keys", recipients=recipients)
+
+
+def names_digest(keys: KeysFile) -> str:
+    """SHA-256 over the names of all recipients, in an order that does not depend on theirs: what a plan remembers of them."""
+    return hashlib.sha256(canonical.serialize_value(sorted(entry.name for entry in keys.recipients))).hexdigest()
 
 
 def parse_keys(data: bytes, what: str = "the keys file") -> KeysFile:

@@ -77,6 +77,8 @@ class Plan(canonical.CanonicalModel):
     key_commitment: HexDigest
     key_id: HexId
     model: ModelName
+    recipients: HexDigest
+    """`keysfile.names_digest` of those that the DEK was wrapped for: pending/keys.json, which is not signed, could say less."""
     release: Release
     rotates: HexDigest | None
     """SHA-256 of the signed payload of the release that is encrypted anew; None for a seal."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from modelfs.crypto.measure import reencryption_speed
 from modelfs.crypto.signatures import TrustedKeys
 from modelfs.crypto.signing import Signer
-from modelfs.errors import StoreError
+from modelfs.errors import RollbackError, StoreError, VerificationError
 from modelfs.format.index import DirEntry, SymlinkEntry
 from modelfs.format.manifest import BlobEntry, Manifest
 from modelfs.keys.interface import KeyProvider
@@ -40,6 +40,8 @@ class RotateRequest:
     """The KEKs that the new release is wrapped for; the first that can opens the old one."""
     signer: Signer
     trusted: TrustedKeys
+    old_release: int | None = None
+    """The one that is to be rotated; None: whichever is there, and the storage can have put an old one there."""
     is_pending: bool = False
     """Leave the release waiting for more signatures."""
     look: str = "modelfs sign"
@@ -99,8 +101,8 @@ def rotate_model(
 
     Raises:
         ConfigError: A release waits for signatures.
-        RollbackError: The release does not grow.
-        VerificationError: The release that is there is not by a trusted key, of another model, expired or damaged.
+        RollbackError: The release does not grow, or an older one is there than is to be rotated.
+        VerificationError: The release that is there is not by a trusted key, of another model, another one, expired or damaged.
         KeyAccessError: None of the KEKs opens it, or one cannot wrap.
         StoreError: There is no release, no room for another, or the store cannot be written.
     """
@@ -111,9 +113,18 @@ def rotate_model(
             previous = previous_release(store, request.trusted, request.model, request.release)
             if previous is None:
                 raise RuntimeError("there is a manifest")
+            _check_old_release(store, previous.manifest.release, request.old_release)
             check_expiry(previous.manifest, around.now)
             refuse_waiting(store, request.look)
             return _Rotation(store, request, around, previous).run(tell)
+
+
+def _check_old_release(store: Store, found: int, wanted: int | None) -> None:
+    if wanted is not None and found != wanted:
+        raise (RollbackError if found < wanted else VerificationError)(
+            f"{store.root} holds release {found} and not {wanted}, which is to be rotated: put release {wanted} back from a copy, "
+            f"or say --from {found} if that is the one"
+        )
 
 
 class _Rotation:

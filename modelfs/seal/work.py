@@ -11,7 +11,7 @@ from datetime import datetime
 from modelfs.crypto.kdf import key_commitment
 from modelfs.crypto.signing import Signer
 from modelfs.format.fields import ID_SIZE, KEY_SIZE
-from modelfs.format.keysfile import KeysFile, keys_file, wrapping_context
+from modelfs.format.keysfile import KeysFile, keys_file, names_digest, wrapping_context
 from modelfs.format.limits import FORMAT
 from modelfs.format.manifest import DigestName, Plan
 from modelfs.keys.interface import KeyProvider
@@ -47,19 +47,25 @@ class Wanted:
 def resume_work(
     store: Store, wanted: Wanted, providers: Sequence[KeyProvider], signer: Signer, previous: VerifiedRelease | None, notes: list[str]
 ) -> journal.Pending | None:
-    """What an interrupted run of the same has left, or None; `notes` is told if it was something else."""
+    """What an interrupted run of the same, for the same KEKs, has left, or None; `notes` is told if it was something else."""
     plan = journal.read_plan(store, signer)
     if plan is None or (previous is not None and plan.release <= previous.manifest.release):
         return None  # nothing, something planted, or left over from a release that was published
+    what = f"the unfinished {'seal' if plan.rotates is None else 'rotation'} of release {plan.release}"
     pending = None
     if Wanted(plan.model, plan.release, plan.block_size, plan.digest, plan.rotates) == wanted:
         pending = journal.resume(store, plan, providers, signer)
     if pending is None:
-        what = "seal" if plan.rotates is None else "rotation"
-        notes.append(f"the unfinished {what} of release {plan.release} is not this one: started anew")
+        notes.append(f"{what} is not this one: started anew")
         return None
     # What lies in pending/ is unsigned, and not published: whose KEK opens it could have added a stranger.
-    return replace(pending, keys=_wrap(pending.dek, plan.model, plan.key_id, providers))
+    keys = _wrap(pending.dek, plan.model, plan.key_id, providers)
+    # Who kept pending/keys.json has this DEK for ever: whoever is left out now must not have that of what is published. One more is
+    # another list, too: named once and then left out again, he would be in no plan, and the storage can put the first one back.
+    if names_digest(keys) != plan.recipients:
+        notes.append(f"{what} is wrapped for other KEKs: started anew with a new key")
+        return None
+    return replace(pending, keys=keys)
 
 
 def begin_work(store: Store, wanted: Wanted, providers: Sequence[KeyProvider], signer: Signer, entropy: Entropy) -> journal.Pending:
@@ -74,6 +80,7 @@ def begin_work(store: Store, wanted: Wanted, providers: Sequence[KeyProvider], s
         key_commitment=key_commitment(dek).hex(),
         key_id=key_id,
         model=wanted.model,
+        recipients=names_digest(keys),
         release=wanted.release,
         rotates=wanted.rotates,
     )

@@ -15,7 +15,7 @@ from modelfs.crypto.kdf import key_commitment
 from modelfs.crypto.signing import load_signer
 from modelfs.errors import ModelfsError, SignatureError, StoreError, VerificationError
 from modelfs.format import canonical
-from modelfs.format.keysfile import keys_file, wrapping_context
+from modelfs.format.keysfile import keys_file, names_digest, wrapping_context
 from modelfs.format.manifest import Plan, parse_plan
 from modelfs.seal import journal
 from modelfs.seal.encrypt import FinishedBlob, SealPass
@@ -64,7 +64,9 @@ class Attacker:
 
     def plan(self, **change: Any) -> Plan:
         genuine = {"block_size": BLOCK, "digest": "blake3", "format": "modelfs/1", "model": MODEL, "release": 1, "rotates": None}
-        return Plan(**{**genuine, "key_commitment": key_commitment(self.dek).hex(), "key_id": self.key_id, **change})
+        recipients = names_digest(keys_file([self.keys.provider().wrap_key(self.dek, b"")]))
+        own = {"key_commitment": key_commitment(self.dek).hex(), "key_id": self.key_id, "recipients": recipients}
+        return Plan(**{**genuine, **own, **change})
 
     def plant_plan(self, signing: Path, **change: Any) -> None:
         with Store(self.store) as store:

@@ -310,15 +310,15 @@ main()
 
 
 def test_what_lies_in_pending_is_not_whom_a_resumed_seal_wraps_for(cli: Cli, source: Path, new: Path, tmp_path: Path) -> None:
-    """Whose KEK opens an unfinished seal could add a stranger to its keys; and who names further KEKs gets them."""
+    """Whose KEK opens an unfinished seal could add a stranger to its keys."""
     from tests.adversarial.test_planted import interrupted_seal
 
     path = tmp_path / "sealed"
-    interrupted_seal(cli.keys, source, path)
+    interrupted_seal(cli.keys, source, path, keks=[cli.keys.kek, new])
     pending = path / "pending/keys.json"
-    (own,) = parse_keys(pending.read_bytes()).recipients
+    own = parse_keys(pending.read_bytes()).recipients
     stranger = open_provider(str(cli.keys.stranger_kek)).wrap_key(b"\xee" * 32, b"x")
-    pending.write_bytes(canonical.serialize(keys_file([own, stranger])))
+    pending.write_bytes(canonical.serialize(keys_file([*own, stranger])))
     done = cli.seal(source, path, "--kek", f"file:{new}", "--json")
     assert done.json["resumed"] == 2, done
     sealed = Sealed(path, source, cli.keys)

@@ -54,7 +54,7 @@ def test_rotate_says_its_cost_first(cli: Cli, sealed: Path) -> None:
 
 def test_rotate_in_json(cli: Cli, sealed: Path) -> None:
     dry = rotate(cli, sealed, "--dry-run", "--json").succeeds().json
-    done = rotate(cli, sealed, "--json").json
+    done = rotate(cli, sealed, "--from", 1, "--json").json
     assert (done["release"], done["old_release"], done["files"], done["encrypted"], done["resumed"]) == (2, 1, 2, 2, 0)
     assert done["pending"] is False
     steady = {name: value for name, value in dry.items() if name not in ("free_bytes", "least_seconds")}
@@ -64,6 +64,8 @@ def test_rotate_in_json(cli: Cli, sealed: Path) -> None:
 
 def test_rotate_refuses(cli: Cli, sealed: Path, tmp_path: Path) -> None:
     rotate(cli, sealed, release=1).fails(4, "release 1 does not grow", "use 2 or more")
+    rotate(cli, sealed, "--from", 2, release=3).fails(4, "holds release 1 and not 2, which is to be rotated", "--from 1")
+    rotate(cli, sealed, "--from", 0).fails(2, "a release is a number from 1")
     rotate(cli, sealed, model="other").fails(4, "this is the model 'demo', not 'other'")
     rotate(cli, tmp_path / "src").fails(6, "holds no sealed model")
     rotate(cli, sealed, "--threshold", 2).fails(2, "a threshold of 2 cannot be met")

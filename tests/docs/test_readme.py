@@ -98,7 +98,7 @@ def test_exit_codes_are_those_of_the_program() -> None:
 
 def test_options_in_the_documents_exist() -> None:
     known = set(OTHER_PROGRAMS)
-    for command in COMMANDS:
+    for command in [*COMMANDS, "rotate"]:
         done = run(sys.executable, "-m", "modelfs", *command.split(), "--help", cwd=REPOSITORY, env={**os.environ, "COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         known |= set(re.findall(r"--[a-z][a-z-]+", done.stdout))

@@ -94,7 +94,7 @@ def make_targets(base: Path, keys: KeySet) -> dict[str, Target]:
     commitment = key_commitment(DEK).hex()
     plan = Plan(
         block_size=BLOCK, digest="blake3", format="modelfs/1", key_commitment=commitment, key_id=KEY_ID, model=MODEL, release=1,
-        rotates=None,
+        recipients="00" * 32, rotates=None,
     )  # fmt: skip
     keys_json = (sealed.path / "keys" / f"{sealed.manifest.key_commitment}.json").read_bytes()
     return {

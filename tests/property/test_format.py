@@ -52,7 +52,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         block_size=draw(block_sizes), digest=draw(digests), format="modelfs/1", key_commitment=draw(hex_of(32)), key_id=draw(hex_of(16)),
-        model=draw(names), release=draw(releases), rotates=draw(st.none() | hex_of(32)),
+        model=draw(names), recipients=draw(hex_of(32)), release=draw(releases), rotates=draw(st.none() | hex_of(32)),
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def test_parse_manifest_checks_its_size_first() -> None:
         parse_manifest(b"[" * (MAX_MANIFEST_SIZE + 1))
 
 
-PLAN = {name: value for name, value in fields().items() if name in Plan.model_fields} | {"rotates": None}
+PLAN = {name: value for name, value in fields().items() if name in Plan.model_fields} | {"recipients": "ef" * 32, "rotates": None}
 
 
 def test_plan_has_the_fields_of_the_specification() -> None:
@@ -121,7 +121,7 @@ def test_parse_plan_round_trip() -> None:
     assert canonical.serialize(parse_plan(data)) == data
 
 
-@pytest.mark.parametrize("change", [{"blobs": []}, {"release": 0}, {"format": "modelfs/2"}, {"digest": None}])
+@pytest.mark.parametrize("change", [{"blobs": []}, {"release": 0}, {"format": "modelfs/2"}, {"digest": None}, {"recipients": None}])
 def test_parse_plan_refuses(change: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
         parse_plan(canonical.serialize_value(PLAN | change))

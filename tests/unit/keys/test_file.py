@@ -20,7 +20,7 @@ CONTEXT = wrapping_context("demo", KEY_ID)
 def plan(dek: bytes = DEK, model: str = "demo", key_id: str = KEY_ID) -> Plan:
     commitment = key_commitment(dek).hex()
     named = {"key_commitment": commitment, "key_id": key_id, "model": model, "release": 1}
-    return Plan(block_size=4096, digest="blake3", format="modelfs/1", rotates=None, **named)
+    return Plan(block_size=4096, digest="blake3", format="modelfs/1", recipients="00" * 32, rotates=None, **named)
 
 
 def test_round_trip() -> None:

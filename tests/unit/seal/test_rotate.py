@@ -233,6 +233,42 @@ def test_refused(model: Sealed, keys_dir: KeySet, error: type[Exception], option
     assert store_files(model.path) == before
 
 
+def put_back(model: Sealed, keys_dir: KeySet) -> None:
+    """Release 2 is published; then the storage puts release 1 back and takes away what tells of release 2."""
+    old = (model.path / "manifest.json").read_bytes()
+    (model.source / "a").write_bytes(b"new" * 3000)
+    seal(keys_dir, model.source, model.path, release=2)
+    (model.path / "manifest.json").write_bytes(old)
+    (model.path / "manifests/2.json").unlink()
+
+
+def test_a_release_that_was_put_back_is_not_signed_as_the_newest(model: Sealed, keys_dir: KeySet) -> None:
+    put_back(model, keys_dir)
+    before = store_files(model.path)
+    with pytest.raises(RollbackError, match=r"holds release 1 and not 2, which is to be rotated: put release 2 back"):
+        rotate(keys_dir, model.path, release=3, old_release=2)
+    assert store_files(model.path) == before
+    assert model.manifest.release == 1
+
+
+def test_without_the_number_of_the_old_release_only_the_report_tells(model: Sealed, keys_dir: KeySet) -> None:
+    """A known limit (docs/THREAT_MODEL.md)."""
+    put_back(model, keys_dir)
+    report = rotate(keys_dir, model.path, release=3)
+    assert report is not None
+    assert report.old_release == 1
+    assert model.read() == FILES
+
+
+def test_the_old_release_that_is_named_is_rotated_and_no_newer_one(model: Sealed, keys_dir: KeySet) -> None:
+    rotate(keys_dir, model.path, release=2, old_release=1)
+    with pytest.raises(VerificationError, match="holds release 2 and not 1") as caught:
+        rotate(keys_dir, model.path, release=3, old_release=1)
+    assert not isinstance(caught.value, RollbackError)
+    assert model.manifest.release == 2
+    assert model.read() == FILES
+
+
 def test_nothing_there(keys_dir: KeySet, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no sealed model"):
         rotate(keys_dir, tmp_path, release=1)
