@@ -197,6 +197,8 @@ class Store:
             except FileNotFoundError:
                 continue  # the last writer has just removed pending/
             try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise StoreError(f"pending/lock in {self.root} is not a regular file, and modelfs makes no other: remove it")
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The previous holder may have removed the file between our open and our lock.
                 if os.fstat(fd).st_nlink:

@@ -88,6 +88,15 @@ def test_planted_special_file_is_refused_without_hanging(root: Path, name: str, 
         assert store.file_size(name) is None
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+def test_a_lock_that_is_no_file_is_none(root: Path, plant: Callable[[Path], None]) -> None:
+    plant(root / "pending" / "lock")
+    with Store(root) as store, pytest.raises(StoreError), store.writer_lock():
+        pass
+    assert os.path.lexists(root / "pending" / "lock")
+
+
 @pytest.mark.parametrize("folder", ["blobs", "keys", "manifests", "pending"])
 @pytest.mark.parametrize("kind", ["symlink", "file"])
 def test_directory_that_is_none_is_not_entered(root: Path, folder: str, kind: str) -> None:
