@@ -12,7 +12,7 @@ import typer
 
 import modelfs
 from modelfs.cli.output import Stdout, note
-from modelfs.errors import ModelfsError, StoreError
+from modelfs.errors import ConfigError, ModelfsError, StoreError
 
 EXIT_CODES = """Exit codes: 0 done, 1 a bug or an interrupt, 2 usage or configuration, 3 malformed sealed model, 4 verification failed,
 5 key not available, 6 storage or source failed, 7 mount failed, 8 a process of the mount died."""
@@ -110,7 +110,10 @@ def _run(app: typer.Typer) -> int | str | None:
         note(str(exc))
         code = exc.exit_code
     except OSError as exc:
-        if exc is not stdout.error:
+        if not _has_directory():
+            note("the current directory has been removed: change to another one")
+            code = ConfigError.exit_code
+        elif exc is not stdout.error:
             raise
     finally:
         sys.stdout = before
@@ -119,6 +122,14 @@ def _run(app: typer.Typer) -> int | str | None:
         note(f"cannot write to stdout: {os.strerror(error.errno or 0)}; what the command was to do is done")
         code = StoreError.exit_code
     return code
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

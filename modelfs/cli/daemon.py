@@ -103,7 +103,8 @@ def _daemon(run: Callable[[Callable[[dict[str, Any]], None]], object], writing: 
     except ModelfsError as exc:
         if not reported:
             report({"error": type(exc).__name__, "message": str(exc)})
-        logging.getLogger(__name__).error("%s", exc)
+        if logging.root.handlers:  # else there is no log, which is what the command says just now
+            logging.getLogger(__name__).error("%s", exc)
         return exc.exit_code
     except BaseException:
         logging.getLogger(__name__).exception("a bug ended the mount")

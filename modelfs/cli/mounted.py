@@ -121,10 +121,14 @@ def _end_silent(mountpoint: Path, pid: int) -> NoReturn:
 
 
 def _find_socket(mountpoint: Path) -> Path:
-    """The socket of the mount at a path: by name, or by device where a directory above has been renamed since."""
+    """The socket of the mount at a path: by name, or by device where a directory above has been renamed since.
+
+    Raises:
+        MountError: The mount that is there is none of this user's, or nobody is left of it.
+    """
     canonical = canonical_mountpoint(mountpoint)
     path = socket_path(canonical)
-    if path.exists() or not runtime_dir().is_dir():
+    if path.exists():
         return path
     from modelfs.mount.mountinfo import top_mount
 
@@ -133,6 +137,11 @@ def _find_socket(mountpoint: Path) -> Path:
         with contextlib.suppress(MountError):
             if top and request(other, {"do": "status"}, ANSWER_SECONDS).get("device") == top.device:
                 return other
+    if top is not None and top.fs_type == "fuse.modelfs":
+        raise MountError(
+            f"the modelfs mount at {canonical} is another user's, or its processes have died: `modelfs unmount` is for the user who "
+            "mounted it; `umount -l` detaches it, and ends it just the same"
+        )
     return path
 
 

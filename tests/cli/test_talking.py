@@ -56,6 +56,28 @@ def test_an_error_counts_before_it(words: dict[str, list[object]], tmp_path: Pat
     assert "exists already" in done.stderr
 
 
+def test_a_directory_that_has_been_removed(words: dict[str, list[object]], tmp_path: Path) -> None:
+    """Relative paths mean nothing there; absolute ones do."""
+    shell = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" "$@"'
+    gone = "modelfs: the current directory has been removed: change to another one\n"
+    for arguments, ended in ((["status", "mnt"], (2, gone)), (words["verify"], (0, ""))):
+        done = subprocess.run(
+            ["sh", "-c", shell, *command(*arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr) == ended
+
+
+def test_a_log_that_cannot_be_is_told_once(words: dict[str, list[object]], keys_dir: KeySet, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    sealed, trust = words["verify"][1], keys_dir.public
+    names = ["--model", "demo", "--trust", trust, "--kek", f"file:{keys_dir.kek}", "--state-dir", tmp_path / "state", "--log", tmp_path]
+    done = subprocess.run(
+        command("mount", sealed, tmp_path / "mnt", *names), capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+    assert done.stderr.startswith("modelfs: cannot write the log ")
+
+
 def test_an_interrupt_is_one_word(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s.token")
     (tmp_path / "token").chmod(0o600)

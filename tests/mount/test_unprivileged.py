@@ -24,6 +24,7 @@ setpriv --reuid=65534 --regid=65534 --clear-groups cmp source/model.bin mnt/mode
 modelfs status
 workers=$(modelfs status | sed -n "s/.*workers \([0-9 ]*\) (.*/\1/p")
 for pid in $workers; do grep -E "^(Cap(Eff|Prm)|NoNewPrivs|Seccomp):" /proc/$pid/status; done
+"$PYTHON" -m modelfs unmount mnt && exit 9
 modelfs unmount mnt
 ! grep "$PWD/mnt" /proc/self/mounts
 """
@@ -49,6 +50,7 @@ def test_an_ordinary_user_mounts_reads_and_unmounts() -> None:
         done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=60, env=env, cwd=base)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "serving" in done.stdout
+        assert "is another user's" in done.stderr, "root does not hear that nothing is mounted there"
         assert "not confined: control and warden may gain privileges" in done.stdout
         assert "without root" in done.stdout
         workers = [line.split() for line in done.stdout.splitlines() if line.startswith(("Cap", "NoNewPrivs", "Seccomp"))]
