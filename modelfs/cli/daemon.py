@@ -12,10 +12,12 @@ from typing import Any
 
 import modelfs.errors
 from modelfs.cli.output import printable
-from modelfs.control.process import close_others, die_with_parent, outlive_parent
+from modelfs.control.process import close_others, die_with_parent, kill_child, outlive_parent, wait_child
 from modelfs.errors import ConfigError, ModelfsError, MountError
 
 MAX_REPORT_SIZE = 65536
+END_SECONDS = 5.0
+"""For a daemon whose command was interrupted."""
 
 
 def log_to(path: Path | None, level: int, redirect: bool) -> None:
@@ -60,8 +62,8 @@ def daemonise(
     try:
         _wait(reading, announce, log)
     except SystemExit:  # interrupted: what has just come to life unmounts in order
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        kill_child(pid, signal.SIGTERM)
+        wait_child(pid, END_SECONDS)
         raise
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is mounted, and that has been said
 

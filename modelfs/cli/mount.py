@@ -1,5 +1,6 @@
 """`modelfs mount`: from options to a mount that answers."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -27,7 +28,7 @@ from modelfs.cli.values import (
 )
 from modelfs.cli.vault_options import with_vault
 from modelfs.control.notify import Notifier
-from modelfs.control.socket import canonical_mountpoint
+from modelfs.control.socket import canonical_mountpoint, mountpoint_lock
 from modelfs.crypto.signatures import load_trusted_keys
 from modelfs.errors import ConfigError, KeyDeniedError, KeyServiceError, MountError
 
@@ -80,6 +81,7 @@ def mount(
     """Mount a sealed model as a read-only plaintext view. Returns when the mount answers reads, or with the error."""
     gc.disable()  # as in main
     try:
+        from modelfs.mount.session import detach_dead
         from modelfs.mount.start import MountRequest, run_mount
         from modelfs.mount.view import Appearance
     except ImportError as exc:
@@ -157,7 +159,13 @@ def mount(
         if is_revoked:
             raise KeyDeniedError(f"{proof['mountpoint']} was unmounted, because access to the key has been {proof['reason']}")
         return
-    daemonise(run, announce, path, level)
+    try:
+        daemonise(run, announce, path, level)
+    except SystemExit:  # interrupted, perhaps between the mount and the start of those who would take it down
+        place = canonical_mountpoint(mountpoint)
+        with contextlib.suppress(MountError), mountpoint_lock(place):
+            detach_dead(place)
+        raise
 
 
 def _check_apart(path: Path, option: str, mountpoint: Path) -> None:

@@ -115,10 +115,10 @@ def wait_child(pid: int, timeout_s: float) -> int | None:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_child(pid: int) -> None:
-    """SIGKILL a child that has not been reaped."""
+def kill_child(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a child that has not been reaped."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def is_running(pid: int) -> bool:

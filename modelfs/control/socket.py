@@ -160,14 +160,20 @@ async def serve(server: socket.socket, handler: Handler) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             await places.acquire()
-            while True:
-                try:
-                    stream = await listener.accept()
-                    break
-                except OSError as exc:  # no descriptor is left: who asks waits until another one has been answered
-                    logger.warning("a request waits: %s", os.strerror(exc.errno or 0))
-                    await trio.sleep(ACCEPT_SECONDS)
-            nursery.start_soon(converse, stream)
+            nursery.start_soon(converse, await _accept(listener))
+
+
+async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
+    """The next one who asks. Where no descriptor is left he waits until another one has been answered."""
+    has_told = False
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as exc:
+            if not has_told:
+                logger.warning("requests wait: %s", os.strerror(exc.errno or 0))
+            has_told = True
+            await trio.sleep(ACCEPT_SECONDS)
 
 
 async def _answer(stream: trio.SocketStream, handler: Handler) -> Answer:
