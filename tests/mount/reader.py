@@ -14,6 +14,7 @@ import random
 import select
 import signal
 import sys
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -89,12 +90,15 @@ def hold(path: str) -> None:
     sum(mapping[at] for at in range(0, size, 4096))
     say(ready=True, resident=cached_pages(fd) * 4096, size=size)
     sys.stdin.read()
+    # Before our own read: for one that is about to be refused the kernel makes a page, and drops it again.
+    deadline = time.monotonic() + 1
+    while (resident := cached_pages(fd) * 4096) and time.monotonic() < deadline:
+        time.sleep(0.02)
     try:
         os.pread(fd, 4096, 0)
         read = "ok"
     except OSError as exc:
         read = errno.errorcode[exc.errno or 0]
-    resident = cached_pages(fd) * 4096
     pid = os.fork()
     if pid == 0:
         mapping[0]
