@@ -46,7 +46,7 @@ def _turn(item: pytest.Item) -> int:
     return next((turn for turn, name in enumerate(LONGEST_FIRST) if item.nodeid.startswith(name)), len(LONGEST_FIRST))
 
 
-class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+class ByFile(LoadScopeScheduling):
     """A file's tests share a worker, with what its fixtures made; so do all tests of the one machine that tests/systemd boots."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -123,7 +123,7 @@ def seal(
         release=release,
         providers=[open_provider(str(kek)) for kek in keks or [keys.kek]],
         signer=load_signer(signing or keys.signing),
-        digest=digest,  # type: ignore[arg-type]
+        digest=digest,
         block_size=block_size,
         expires=expires,
         trusted=trusted or keys.trusted(),

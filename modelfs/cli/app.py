@@ -119,7 +119,7 @@ def _run(app: typer.Typer) -> int | str | None:
         sys.stdout = before
     error = stdout.finish()
     if error is not None and not code:
-        note(f"cannot write to stdout: {os.strerror(error.errno or 0)}; what the command was to do is done")
+        note(f"cannot write to stdout: {os.strerror(error.errno or 0)}; its answer is lost")
         code = StoreError.exit_code
     return code
 

@@ -92,8 +92,13 @@ def unmount(mountpoint: Mountpoint, config: Config = None, json: Json = False) -
         answer = request(path, {"do": "unmount"}, _patience(path, "unmount_s"), wait_for_end=True)
     except NotAnsweringError as exc:
         _end_silent(mountpoint, exc.pid)
-    print_proof(answer["proof"], json)
-    if answer.get("warden_lost"):  # an older daemon says so otherwise
+    is_lost = answer.get("warden_lost")  # an older daemon says so otherwise
+    try:
+        print_proof(answer["proof"], json)
+    except OSError:
+        if not is_lost:
+            raise
+    if is_lost:
         raise MountLostError(
             "the warden died or did not answer while unmounting: control took the mount down, and the proof is clean; keep its log"
         )

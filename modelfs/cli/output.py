@@ -109,20 +109,27 @@ class LateBar(contextlib.ExitStack):
 
 
 def print_proof(proof: dict[str, Any], json: bool) -> None:
-    """What an unmount did; MountError if something may be left."""
-    if json:
-        print_json(proof)
-    else:
-        steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
-        resident = (
-            f"not counted ({proof.get('not_counted') or 'needs root, Linux 6.5 and a mount that was still there'})"
-            if proof["resident_bytes"] is None
-            else f"{proof['resident_bytes']} bytes"
-        )
-        typer.echo(f"unmounted {printable(proof['mountpoint'])} ({proof['model']} release {proof['release']}, {proof['reason']})")
-        typer.echo(f"steps, ms from the start: {steps}")
-        typer.echo(f"plaintext left in the page cache: {resident}")
+    """What an unmount did; MountError if something may be left, whether that could be printed or not."""
+    error: OSError | None = None
+    try:
+        print_json(proof) if json else _print_steps(proof)
+    except OSError as exc:
+        error = exc
     if not proof["evicted"] or not proof["detached"] or proof["resident_bytes"]:
         raise MountError("the unmount was forced: something may be left; see the proof, end the readers or restart the host")
     if proof.get("not_counted"):  # an older daemon says nothing of it
         raise MountError(f"unmounted, but what is left in the page cache is not known ({proof['not_counted']}): end the readers to be sure")
+    if error is not None:
+        raise error
+
+
+def _print_steps(proof: dict[str, Any]) -> None:
+    steps = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in proof["steps_ms"].items())
+    resident = (
+        f"not counted ({proof.get('not_counted') or 'needs root, Linux 6.5 and a mount that was still there'})"
+        if proof["resident_bytes"] is None
+        else f"{proof['resident_bytes']} bytes"
+    )
+    typer.echo(f"unmounted {printable(proof['mountpoint'])} ({proof['model']} release {proof['release']}, {proof['reason']})")
+    typer.echo(f"steps, ms from the start: {steps}")
+    typer.echo(f"plaintext left in the page cache: {resident}")

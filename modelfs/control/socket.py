@@ -41,7 +41,7 @@ def runtime_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/modelfs")
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "modelfs" if base else Path(f"/tmp/modelfs-{os.geteuid()}")  # noqa: S108  made 0700 and checked
+    return Path(base) / "modelfs" if base else Path(f"/tmp/modelfs-{os.geteuid()}")  # noqa: S108  where client and daemon both look, whatever TMPDIR says; made 0700, and both check whose it is
 
 
 def canonical_mountpoint(path: Path) -> str:
@@ -218,7 +218,9 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
             client.connect(str(path))
             pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
             if os.geteuid() not in (0, uid):  # in /tmp anybody can have made the directory before us, and answer whatever he likes
-                raise MountError(f"what listens at {path} is another user's process {pid}, which is not believed: remove {path.parent}")
+                raise MountError(
+                    f"at {path} another user's process {pid} listens, and is not believed: have root remove {path.parent}"
+                )
             with contextlib.suppress(BrokenPipeError):  # refused before it was heard: the answer says why
                 client.sendall(json.dumps(message).encode() + b"\n")
             data = b""

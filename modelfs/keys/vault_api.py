@@ -47,7 +47,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-class _Adapter(hvac.adapters.Adapter):  # type: ignore[misc]  # hvac has no types
+class _Adapter(hvac.adapters.Adapter):  # type: ignore[misc]  # hvac has no types, and asks for a subclass
     """What hvac's API classes send through."""
 
     def __init__(self, wire: Wire, namespace: str | None) -> None:

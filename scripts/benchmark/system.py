@@ -80,7 +80,7 @@ def start(command: Iterable[object], log: Path, **options: Any) -> "subprocess.P
             stderr=file,
             text=True,
             start_new_session=True,  # Ctrl-C is for the benchmark, which then unmounts in order
-            preexec_fn=end_with_us,  # noqa: PLW1509  started while there is one thread
+            preexec_fn=end_with_us,  # noqa: PLW1509  only the child can ask to end with us; there is one thread
             env={**environment(), **options.pop("env", {})},
             **options,
         )

@@ -188,5 +188,5 @@ def test_a_missing_extra_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     for name in list(sys.modules):
         if name.partition(".")[0] == package or OURS.fullmatch(name):
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, package, None)
     cli.run("pubkey", key, "--out", tmp_path / "pub").fails(2, f"install modelfs[{extra}]")

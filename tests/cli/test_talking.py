@@ -1,5 +1,6 @@
 """What a command does when nobody takes its answer, or somebody is in a hurry: a program of its own, as a shell starts it."""
 
+import errno
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from modelfs.cli.output import print_proof
+from modelfs.errors import MountError
 from tests.helpers import REPOSITORY, KeySet, seal, write_tree
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -46,8 +49,20 @@ def test_a_stdout_that_is_full_is_no_bug(words: dict[str, list[object]], what: s
     if what == "keygen":
         Path(str(words[what][-1])).unlink(missing_ok=True)
     done = into_full_disk(*words[what], PYTHONUNBUFFERED=unbuffered)
-    assert done.stderr == "modelfs: cannot write to stdout: No space left on device; what the command was to do is done\n"
+    assert done.stderr == "modelfs: cannot write to stdout: No space left on device; its answer is lost\n"
     assert done.returncode == 6
+
+
+def test_a_forced_unmount_is_told_although_its_proof_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_text: str) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    proof = {"evicted": True, "detached": True, "resident_bytes": 4096}
+    monkeypatch.setattr(sys.stdout, "write", full)
+    with pytest.raises(MountError, match="forced"):
+        print_proof(proof, json=True)
+    with pytest.raises(OSError, match="full"):
+        print_proof({**proof, "resident_bytes": 0}, json=True)
 
 
 def test_an_error_counts_before_it(words: dict[str, list[object]], tmp_path: Path) -> None:

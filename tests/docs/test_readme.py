@@ -41,7 +41,7 @@ def blocks(language: str) -> list[str]:
 
 
 def run(*command: object, **options: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=200, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=200, **options)
 
 
 @pytest.mark.fuse

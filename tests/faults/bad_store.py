@@ -22,12 +22,12 @@ class BadStore(Passthrough):
         self.fault = fault
         self.chance = random.Random(1)
 
-    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:  # type: ignore[override]
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
         info = await super().open(inode, flags, ctx)
         info.direct_io = True
         return info
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:  # type: ignore[override]
+    async def read(self, fh: int, off: int, size: int) -> bytes:
         with open(self.fault) as file:
             fault = json.load(file)
         if "errno" in fault:

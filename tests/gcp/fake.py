@@ -337,12 +337,12 @@ def _grpc_handlers(kms: FakeKms) -> Any:
 def answer(status: str, message: str = "no", reason: str = "") -> Misbehave:
     """A well-formed error of the service."""
     found = Status(status, message, reason)
-    return lambda handler: handler.answer(_HTTP[status], found.as_json())  # type: ignore[attr-defined]
+    return lambda handler: handler.answer(_HTTP[status], found.as_json())
 
 
 def page(code: int, body: bytes, content_type: str = "text/html") -> Misbehave:
     """Something that no service of Google's has said."""
-    return lambda handler: handler.answer(code, body, content_type)  # type: ignore[attr-defined]
+    return lambda handler: handler.answer(code, body, content_type)
 
 
 def as_base64(data: bytes) -> str:

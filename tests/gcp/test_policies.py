@@ -16,7 +16,7 @@ def called() -> set[str]:
     """Methods that keys/gcp.py asks the service for."""
     tree = ast.parse((Path(modelfs.__file__).parent / "keys" / "gcp.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    return {call.args[0].value for call in calls if call.func.attr == "_call" and isinstance(call.args[0], ast.Constant)}  # type: ignore[attr-defined]
+    return {call.args[0].value for call in calls if call.func.attr == "_call" and isinstance(call.args[0], ast.Constant)}
 
 
 def test_every_call_is_permitted_by_one_role_and_no_role_permits_more() -> None:

@@ -118,7 +118,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
             modelfs("unmount", mounted.path, timeout=30)
         for role in ("control", "warden"):
             if is_running(mounted.facts[role]):
-                wait_until(lambda pid=mounted.facts[role]: not is_running(pid), 20, f"the end of {role}")  # type: ignore[misc]
+                wait_until(lambda pid=mounted.facts[role]: not is_running(pid), 20, f"the end of {role}")
         if mounted.is_attached():
             subprocess.run(["umount", "-l", mounted.path], check=False)
             pytest.fail(f"{mounted.path} was left mounted")

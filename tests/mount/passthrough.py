@@ -25,7 +25,7 @@ class Passthrough(pyfuse3.Operations):
         attributes.entry_timeout = attributes.attr_timeout = 60
         return attributes
 
-    async def lookup(self, parent: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:  # type: ignore[override]
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
         path = os.path.join(self.paths[parent], os.fsdecode(name))
         if not os.path.lexists(path):
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -33,30 +33,30 @@ class Passthrough(pyfuse3.Operations):
             self.paths.append(path)
         return self._attributes(self.paths.index(path))
 
-    async def getattr(self, inode: int, ctx: object) -> pyfuse3.EntryAttributes:  # type: ignore[override]
+    async def getattr(self, inode: int, ctx: object) -> pyfuse3.EntryAttributes:
         return self._attributes(inode)
 
-    async def opendir(self, inode: int, ctx: object) -> int:  # type: ignore[override]
+    async def opendir(self, inode: int, ctx: object) -> int:
         return inode
 
-    async def readdir(self, fh: int, start: int, token: object) -> None:  # type: ignore[override]
+    async def readdir(self, fh: int, start: int, token: object) -> None:
         names = sorted(os.listdir(self.paths[fh]))
         for number, name in enumerate(names[start:], start + 1):
             entry = await self.lookup(fh, os.fsencode(name), None)
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):  # type: ignore[arg-type]
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
                 break
 
-    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:  # type: ignore[override]
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
         assert stat.S_ISREG(os.lstat(self.paths[inode]).st_mode)
         return pyfuse3.FileInfo(fh=os.open(self.paths[inode], os.O_RDONLY), keep_cache=False)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:  # type: ignore[override]
+    async def read(self, fh: int, off: int, size: int) -> bytes:
         return os.pread(fh, size, off)
 
-    async def release(self, fh: int) -> None:  # type: ignore[override]
+    async def release(self, fh: int) -> None:
         os.close(fh)
 
-    async def forget(self, inodes: object) -> None:  # type: ignore[override]
+    async def forget(self, inodes: object) -> None:
         pass
 
 

@@ -129,7 +129,7 @@ def test_every_file_has_its_own_attributes_and_a_worker_is_replaced_within_a_sec
         (worker,) = mounted.status()["workers"]
         begin = time.monotonic()
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda pid=worker: not is_running(pid), 10, "the death")  # type: ignore[misc]
+        wait_until(lambda pid=worker: not is_running(pid), 10, "the death")
         with pytest.raises(FileNotFoundError):  # a name that the kernel has not asked for yet
             os.stat(mounted.path / f"part-000/none-{number}")
         times.append(time.monotonic() - begin)

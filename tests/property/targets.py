@@ -163,7 +163,7 @@ def _journal(base: Path, keys: KeySet, plan: Plan) -> dict[str, Target]:
         finally:
             path.write_bytes(seeds[name][0])
 
-    return {name: Target(each, lambda data, name=name: check(name, data)) for name, each in seeds.items()}  # type: ignore[misc]
+    return {name: Target(each, lambda data, name=name: check(name, data)) for name, each in seeds.items()}
 
 
 def _tree(base: Path) -> Target:

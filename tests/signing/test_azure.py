@@ -89,8 +89,8 @@ class Fake:
         self.kid = f"{self.address}/keys/{NAME}/{KEY_VERSION}"
         bounded = {**azure_sign.BOUNDED, "connection_verify": str(authority.path), "verify_challenge_resource": False}
         self.clients = (
-            KeyClient(self.address, Credential(), **bounded),  # type: ignore[arg-type]
-            CryptographyClient(self.kid, Credential(), **bounded),  # type: ignore[arg-type]
+            KeyClient(self.address, Credential(), **bounded),
+            CryptographyClient(self.kid, Credential(), **bounded),
         )
 
     def public(self) -> dict[str, Any]:

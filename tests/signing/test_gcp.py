@@ -44,7 +44,7 @@ def test_signs_and_verifies(
 
 def test_another_keys_signature_is_never_published(gcp: FakeKms, uri: str) -> None:
     signer = open_signer(uri)
-    gcp.signing_keys[signer.gcp_keyid] = ec.generate_private_key(ec.SECP256R1())  # type: ignore[attr-defined]
+    gcp.signing_keys[signer.gcp_keyid] = ec.generate_private_key(ec.SECP256R1())
     with pytest.raises(KeyServiceError, match="no signature of it"):
         sign_payload(b"payload", TYPE, signer)
 
@@ -62,7 +62,7 @@ def test_a_permission_that_is_missing(gcp: FakeKms, gcp_login: Callable[[Path], 
 
 def test_a_disabled_version(gcp: FakeKms, uri: str) -> None:
     signer = open_signer(uri)
-    gcp.keys[signer.gcp_keyid].states[1] = "DISABLED"  # type: ignore[attr-defined]
+    gcp.keys[signer.gcp_keyid].states[1] = "DISABLED"
     with pytest.raises(KeyAccessError, match="is it enabled"):
         sign_payload(b"payload", TYPE, signer)
 

@@ -184,7 +184,7 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert auth.role_id_file == Path.cwd() / "a", "a daemon changes its directory"
     assert (given.namespace, given.ca_file, given.insecure_http, given.allow_batch_tokens) == ("team", Path.cwd() / "ca", True, True)
     assert read_settings("https://v:1", "") is None
-    assert VaultSettings(auth=Kubernetes(role="r")).auth.mount == "kubernetes"  # type: ignore[union-attr]
+    assert VaultSettings(auth=Kubernetes(role="r")).auth.mount == "kubernetes"
     assert hash(given) == hash(given.model_copy())
 
 

@@ -248,7 +248,7 @@ def test_revoked_before_the_end_is_denied_for_good(host: Host, service: Service,
     service.tokens[name].revoked = True
     for _ in range(100):
         service.now += 5
-        if service.now >= Session.from_bytes(host.session or b"").expires_at:  # type: ignore[operator]
+        if service.now >= Session.from_bytes(host.session or b"").expires_at:
             break
         with pytest.raises(KeyDeniedError, match="was revoked"):
             host.prove()
@@ -360,7 +360,7 @@ def test_commands_do_not_renew_a_fresh_login_each_time(service: Service, host: H
         paths.append(path)
         return send(method, path, headers, body)
 
-    service.send = noted  # type: ignore[method-assign]
+    service.send = noted
     for _ in range(1000):
         assert provider.unwrap_key(KEYS.recipients[0], b"context") == DEK
         service.now += 20

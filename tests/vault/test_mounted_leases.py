@@ -92,7 +92,7 @@ def test_readers_of_a_locked_mount_see_the_lock_and_nothing_else(mounted: Mounte
             for order in ("lock", "unlock"):
                 request(socket_path(str(mounted.path)), {"do": order}, 30)
                 seen = [len(watcher.samples) for watcher in watchers]
-                wait_until(lambda seen=seen: all(len(w.samples) > n + 5 for w, n in zip(watchers, seen, strict=True)), 10, "more reads")  # type: ignore[misc]
+                wait_until(lambda seen=seen: all(len(w.samples) > n + 5 for w, n in zip(watchers, seen, strict=True)), 10, "more reads")
     found = [sample.errno for watcher in watchers for sample in watcher.samples]
     assert set(found) == {None, errno.EKEYEXPIRED}, {number: found.count(number) for number in set(found)}
 

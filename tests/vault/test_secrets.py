@@ -100,7 +100,7 @@ def test_what_holds_a_key_does_not_show_it() -> None:
     keys.write_session(DEK)
     holders = [
         entry, record, index, keys, Grant(DEK, DEK, 1.0, 1), FinishedBlob(source, blob, DEK, digest), FileProvider(DEK),
-        Pending(manifest(), DEK, keys_file([recipient("file", "0" * 32, "", b"x" * 60)]), [("0" * 32, record)]),  # type: ignore[arg-type]
+        Pending(manifest(), DEK, keys_file([recipient("file", "0" * 32, "", b"x" * 60)]), [("0" * 32, record)]),
     ]  # fmt: skip
     told = [form(holder) for holder in holders for form in (repr, str)]
     for text in (

@@ -34,7 +34,7 @@ def test_signs_and_verifies(server: Server, publisher: VaultSettings, tmp_path: 
         payload, signed_by = verify_envelope(envelope, trusted, "it")
         assert payload == b"payload"
         assert signed_by == [signer.public_key.keyid]
-    assert publisher.auth.path.read_text() not in repr(vars(signer)) + repr(signer)  # type: ignore[union-attr]
+    assert publisher.auth.path.read_text() not in repr(vars(signer)) + repr(signer)
 
 
 def test_the_version_is_the_one_that_was_named(server: Server) -> None:

@@ -127,7 +127,7 @@ NOT_IN_A_FILE = {"--config", "--json", "--help", "-h"}
 
 def flags_and_arguments() -> dict[str, set[str]]:
     """The parameters of `modelfs mount` as its parser has them: name -> what is typed (of an argument its own name)."""
-    command = typer.main.get_command(make_app([])).commands["mount"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(make_app([])).commands["mount"]
     parameters = command.get_params(typer.Context(command))
     assert len(parameters) > 25, "the options are gone"
     return {each.name: {*each.opts, *each.secondary_opts} for each in parameters}

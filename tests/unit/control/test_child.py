@@ -77,7 +77,7 @@ async def test_no_process_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_proof_for_which_no_process_can_be_had_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease runs on: the key service has said nothing."""
-    pinned = Pinned(None, empty_pin("table"), empty_pin("keys"))  # type: ignore[arg-type]
+    pinned = Pinned(None, empty_pin("table"), empty_pin("keys"))
     made = Prover((), pinned, "/", KeyPage(1), Rows())
     before = descriptors()
     monkeypatch.setattr(prover, "fork_child", no_process)
@@ -85,5 +85,5 @@ async def test_a_proof_for_which_no_process_can_be_had_is_no_answer(monkeypatch:
     assert (answer.verdict, answer.refused) == (Verdict.NO_ANSWER, ())
     assert "no process for a proof can be had" in answer.reason
     with pytest.raises(KeyServiceError, match="no process for a proof"):
-        made.first(None, b"", 1)  # type: ignore[arg-type]
+        made.first(None, b"", 1)
     assert descriptors() == before

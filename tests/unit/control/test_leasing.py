@@ -40,7 +40,7 @@ class World:
             self._report,
         )
         clocks = Clocks(self.boot_s, lambda: self.boot_s() + 1_000_000 + self.wall_ahead_s, lambda: 0.5)
-        self.holder = LeaseHolder(policy, self, self.fence, self.key_page, effects, self.expires_at, clocks)  # type: ignore[arg-type]
+        self.holder = LeaseHolder(policy, self, self.fence, self.key_page, effects, self.expires_at, clocks)
         self.key_page.write(b"k" * 32)
         self.holder.start(self.granted())
 

@@ -27,7 +27,7 @@ def test_a_full_channel_is_a_warden_that_does_not_answer() -> None:
         effects.append(given)
         holder = create_autospec(LeaseHolder, instance=True)
         holder.key_version = holder.kek = None
-        return holder  # type: ignore[no-any-return]
+        return holder
 
     loop = ControlLoop(fence, ours, lease)
     with subprocess.Popen(["sleep", "60"]) as warden:
@@ -59,7 +59,7 @@ def test_a_reason_is_cut_by_what_it_takes_in_json() -> None:
 
 def test_a_warden_survives_what_is_no_message() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    warden = Warden(None, theirs, 1)  # type: ignore[arg-type]
+    warden = Warden(None, theirs, 1)
     for packet in (b'{"do": "unmo', b"\xff\xfe", b"[1]", b"7", b"[" * 60000, b"null"):
         ours.send(packet)
         assert warden._receive() == {}
@@ -73,7 +73,7 @@ def test_a_warden_survives_what_is_no_message() -> None:
 def test_a_warden_does_not_wait_for_a_control_that_reads_nothing() -> None:
     """A stopped control must not keep it from darkening when the lease ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    warden = Warden(None, theirs, 1)  # type: ignore[arg-type]
+    warden = Warden(None, theirs, 1)
     for _ in range(5000):
         warden._tell({"workers": [1, 2, 3]})
     ours.close()

@@ -130,7 +130,7 @@ def test_landlock_alone_keeps_signals_in(store: tuple[Path, int]) -> None:
         pytest.skip("this kernel's Landlock does not know signals")
     base, fd = store
     for what in ("a signal", "a signal to a thread"):
-        assert in_child(lambda: sandbox._read_only_below(fd), lambda what=what: FORBIDDEN[what](base, fd)) == REFUSED  # type: ignore[misc]
+        assert in_child(lambda: sandbox._read_only_below(fd), lambda what=what: FORBIDDEN[what](base, fd)) == REFUSED
 
 
 def test_a_worker_may_still_abort(store: tuple[Path, int]) -> None:
@@ -155,7 +155,7 @@ def test_the_attempts_succeed_without_confinement(store: tuple[Path, int]) -> No
         "chmod",
         "unlink",
     ):
-        assert in_child(lambda: None, lambda what=what: FORBIDDEN[what](base, fd)) == 0, what  # type: ignore[misc]
+        assert in_child(lambda: None, lambda what=what: FORBIDDEN[what](base, fd)) == 0, what
 
 
 def test_a_worker_reads_its_store_and_starts_threads(store: tuple[Path, int]) -> None:
@@ -238,7 +238,7 @@ def test_a_worker_keeps_a_capability_only_for_a_store_that_needs_it(tmp_path: Pa
         fd = store.share()
         for kept, want in (({sandbox.CAP_DAC_READ_SEARCH}, 0), ((), REFUSED)):
             attempt = lambda: open_and_close(f"blobs/{blobs[1]}", dir_fd=fd)  # noqa: E731
-            assert in_child(lambda kept=kept: sandbox.confine_worker(fd, kept), attempt) == want  # type: ignore[misc]
+            assert in_child(lambda kept=kept: sandbox.confine_worker(fd, kept), attempt) == want
         os.close(fd)
 
 

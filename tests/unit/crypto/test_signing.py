@@ -32,14 +32,14 @@ PAYLOAD = b'{"release":1}'
 
 
 def private_pem(key: object, encryption: object = None) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())  # type: ignore[attr-defined]
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
 
 
 def write_pair(directory: Path, name: str, key: object) -> tuple[Path, Path]:
     private, public = directory / name, directory / f"{name}.pub"
     private.write_bytes(private_pem(key))
     private.chmod(0o600)
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))  # type: ignore[attr-defined]
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return private, public
 
 
@@ -69,8 +69,8 @@ def test_securesystemslib_agrees(signers: Signers, number: int) -> None:
     record = sign_payload(PAYLOAD, TYPE, load_signer(signers.private[number]))
     key = load_pem_public_key(signers.public[number].read_bytes())
     theirs = Envelope.from_dict(json.loads(serialize_envelope(record)))
-    assert list(theirs.verify([SSlibKey.from_crypto(key)], 1)) == [record.signatures[0].keyid]  # type: ignore[arg-type]
-    signer = CryptoSigner(load_pem_private_key(signers.private[number].read_bytes(), None))  # type: ignore[arg-type]
+    assert list(theirs.verify([SSlibKey.from_crypto(key)], 1)) == [record.signatures[0].keyid]
+    signer = CryptoSigner(load_pem_private_key(signers.private[number].read_bytes(), None))
     assert count_of(sign_payload(PAYLOAD, TYPE, signer), load_trusted_keys([signers.public[number]])) == 1
 
 

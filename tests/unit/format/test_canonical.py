@@ -120,4 +120,4 @@ def test_serialize_value_refuses_lone_surrogates() -> None:
 
 def test_models_are_frozen() -> None:
     with pytest.raises(ValueError):
-        parse(GOOD).a = 2  # type: ignore[misc]
+        parse(GOOD).a = 2

@@ -135,4 +135,4 @@ def test_parse_plan_checks_its_size_first() -> None:
 def test_blob_entry_is_frozen() -> None:
     entry = BlobEntry(id=A, root="1" * 64, size=1)
     with pytest.raises(ValueError):
-        entry.size = 2  # type: ignore[misc]
+        entry.size = 2

@@ -50,7 +50,7 @@ def test_a_disk_that_is_too_small_is_said_at_once(keys_dir: KeySet, tmp_path: Pa
 
     def count(self: BlobCipher, *arguments: object) -> None:
         encrypted["blocks"] += 1
-        really(self, *arguments)  # type: ignore[arg-type]
+        really(self, *arguments)
 
     monkeypatch.setattr(BlobCipher, "encrypt_block", count)
     with mounted(tmp_path / "tmpfs", "-t", "tmpfs", "-o", "size=4m", "none") as place:

@@ -229,7 +229,7 @@ def test_refused(model: Sealed, keys_dir: KeySet, error: type[Exception], option
         options = {**options, "trusted": load_trusted_keys([keys_dir.stranger_public])}
     before = store_files(model.path)
     with pytest.raises(error):
-        rotate(keys_dir, model.path, **options)  # type: ignore[arg-type]
+        rotate(keys_dir, model.path, **options)
     assert store_files(model.path) == before
 
 
