@@ -218,9 +218,7 @@ def request(path: Path, message: Answer, timeout_s: float, wait_for_end: bool = 
             client.connect(str(path))
             pid, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
             if os.geteuid() not in (0, uid):  # in /tmp anybody can have made the directory before us, and answer whatever he likes
-                raise MountError(
-                    f"at {path} another user's process {pid} listens, and is not believed: have root remove {path.parent}"
-                )
+                raise MountError(f"at {path} another user's process {pid} listens, and is not believed: have root remove {path.parent}")
             with contextlib.suppress(BrokenPipeError):  # refused before it was heard: the answer says why
                 client.sendall(json.dumps(message).encode() + b"\n")
             data = b""
