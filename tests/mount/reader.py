@@ -14,7 +14,6 @@ import random
 import select
 import signal
 import sys
-import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -27,12 +26,18 @@ def told_to_stop() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
-def cached_pages(fd: int) -> int:
-    """cachestat(2) on our own descriptor, or mincore(2) where there is none."""
-    extent, result = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
-    if libc.syscall(451, fd, extent, result, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cachestat")
-    return int(result[0])
+def filled_pages(mapping: mmap.mmap) -> int:
+    """Pages of a file that are in the page cache and hold content, by mincore(2) on a mapping that nobody touches.
+
+    cachestat(2) counts empty ones, too, which the kernel has made for a read that was refused, and may keep.
+    """
+    present = (ctypes.c_ubyte * -(-len(mapping) // mmap.PAGESIZE))()
+    start = ctypes.c_char.from_buffer(mapping)
+    failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(len(mapping)), present)
+    del start
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return sum(byte & 1 for byte in present)
 
 
 def loop(mode: str, path: str, plain_path: str) -> None:
@@ -88,12 +93,10 @@ def hold(path: str) -> None:
     size = os.fstat(fd).st_size
     mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
     sum(mapping[at] for at in range(0, size, 4096))
-    say(ready=True, resident=cached_pages(fd) * 4096, size=size)
+    untouched = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)  # from_buffer wants it writable
+    say(ready=True, resident=filled_pages(untouched) * 4096, size=size)
     sys.stdin.read()
-    # Before our own read: for one that is about to be refused the kernel makes a page, and drops it again.
-    deadline = time.monotonic() + 1
-    while (resident := cached_pages(fd) * 4096) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    resident = filled_pages(untouched) * 4096
     try:
         os.pread(fd, 4096, 0)
         read = "ok"

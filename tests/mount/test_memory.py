@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 
 from modelfs.control.socket import request, socket_path
+from modelfs.mount.session import cached_pages
 from tests.conftest import SealedBuilder
 from tests.mount.conftest import Mounted, modelfs, wait_until
-from tests.mount.reader import cached_pages
 
 
 def memory(pid: int) -> bytes:

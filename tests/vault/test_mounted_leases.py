@@ -99,11 +99,11 @@ def test_readers_of_a_locked_mount_see_the_lock_and_nothing_else(mounted: Mounte
 
 def test_renewals_over_many_token_lives_cost_no_read(leased: Leased, mount: Callable[..., Mounted]) -> None:
     leased.server.root.auth.approle.create_or_update_approle(
-        leased.role, token_policies=[leased.policy], token_ttl="3s", token_max_ttl="6s", token_no_default_policy=True
+        leased.role, token_policies=[leased.policy], token_ttl="5s", token_max_ttl="10s", token_no_default_policy=True
     )
     mark = leased.server.audit_mark()
     mounted = mount(leased.sealed, *leased.options())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 32
     reads = 0
     while time.monotonic() < deadline:
         assert read_errno(mounted.path / "model.bin") is None
